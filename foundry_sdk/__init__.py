@@ -1,0 +1,1 @@
+"""Pretrain and finetune language models from typed specs and plugins."""

@@ -1,0 +1,57 @@
+"""Every error that the SDK raises on purpose, so that a caller can tell them apart.
+
+::
+
+    FoundryError
+    ├── SpecError               the spec is wrong: one line per mistake
+    │   └── UnknownComponentError   the spec names a component that nobody offers
+    ├── PluginError             a plugin, or a combination of plugins, cannot be used
+    ├── DataError               a dataset, a document or a sample is not what it should be
+    ├── CheckpointError         a checkpoint is missing, broken or of another run
+    ├── ExportError             a model cannot be exported, or its export does not equal it
+    └── RunError                a run cannot start or go on
+        ├── LockedRunError          another process is using the run folder
+        └── NonFiniteError          the loss or a gradient is NaN or infinite
+
+Each message says where, what was found, what was expected, and what to do.
+"""
+
+
+class FoundryError(Exception):
+    """Base of all errors below; the command line prints its message without a traceback."""
+
+
+class SpecError(FoundryError, ValueError):
+    """The document does not describe a run; one line per mistake, each with its dotted path."""
+
+
+class UnknownComponentError(SpecError, LookupError):
+    """The spec names a component that no loaded plugin offers."""
+
+
+class PluginError(FoundryError):
+    """A plugin, or a combination of plugins, cannot be used."""
+
+
+class DataError(FoundryError, ValueError):
+    """A dataset, a document or a sample is not what it should be."""
+
+
+class CheckpointError(FoundryError):
+    """A checkpoint is missing, broken, or belongs to another model or run."""
+
+
+class ExportError(FoundryError):
+    """A model has no equal in the target format, or the exported copy differs from it."""
+
+
+class RunError(FoundryError):
+    """A run cannot start or cannot go on."""
+
+
+class LockedRunError(RunError):
+    """Another process holds the run folder."""
+
+
+class NonFiniteError(RunError):
+    """The loss or the gradient norm is NaN or infinite; the update was not made."""

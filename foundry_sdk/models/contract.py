@@ -1,0 +1,38 @@
+"""What every model spec promises."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+import attrs
+
+from foundry_sdk.component import ComponentSpec
+
+if TYPE_CHECKING:
+    from foundry_sdk.models.language_model import LanguageModel
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec(ComponentSpec):
+    """Family of models."""
+
+    family = "model"
+
+    @abstractmethod
+    def build(self, *, device: str) -> "LanguageModel":
+        """Return the model with float32 parameters on ``"cpu"``, ``"cuda:3"`` or ``"meta"``.
+
+        The values are not promised: assembly calls ``init_weights`` or loads a checkpoint.
+        """
+
+    def flops_per_token(self, sequence_length: int) -> int | None:
+        """Return the FLOPs of forward and backward for one token; None = not known here."""
+        del sequence_length
+        return None
+
+    def max_sequence_length(self) -> int | None:
+        """Return the longest sequence that the model takes; None = no limit known here."""
+        return None
+
+    def vocabulary(self) -> int | None:
+        """Return the number of token ids that the model knows; None = not known here."""
+        return None
