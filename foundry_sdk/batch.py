@@ -38,7 +38,7 @@ class Batch:
         return self.input_ids.shape[0]
 
     def split(self, microbatch: int) -> Iterator["Batch"]:
-        """Yield consecutive batches of at most ``microbatch`` sequences; the last may be smaller."""
+        """Yield consecutive batches of ``microbatch`` sequences; the last may be smaller."""
         for start in range(0, len(self), microbatch):
             yield self._rows(slice(start, start + microbatch))
 
