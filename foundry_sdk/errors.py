@@ -8,21 +8,30 @@
     ├── PluginError             a plugin, or a combination of plugins, cannot be used
     ├── DataError               a dataset, a document or a sample is not what it should be
     ├── CheckpointError         a checkpoint is missing, broken or of another run
+    │   └── CheckpointWriteError    one could not be written; older ones are untouched
+    │       └── NoSpaceError            because the disk has no room for it
     ├── ExportError             a model cannot be exported, or its export does not equal it
     └── RunError                a run cannot start or go on
         ├── LockedRunError          another process is using the run folder
         └── NonFiniteError          the loss or a gradient is NaN or infinite
 
-Each message says where, what was found, what was expected, and what to do.
+Each message says where, what was found, what was expected, and what to do. ``exit_code`` is what
+the command line exits with: 2 where the input must be changed, 1 where the run failed.
 """
+
+from typing import ClassVar
 
 
 class FoundryError(Exception):
     """Base of all errors below; the command line prints its message without a traceback."""
 
+    exit_code: ClassVar[int] = 1
+
 
 class SpecError(FoundryError, ValueError):
     """The document does not describe a run; one line per mistake, each with its dotted path."""
+
+    exit_code = 2
 
 
 class UnknownComponentError(SpecError, LookupError):
@@ -32,13 +41,31 @@ class UnknownComponentError(SpecError, LookupError):
 class PluginError(FoundryError):
     """A plugin, or a combination of plugins, cannot be used."""
 
+    exit_code = 2
+
 
 class DataError(FoundryError, ValueError):
     """A dataset, a document or a sample is not what it should be."""
 
+    exit_code = 2
+
 
 class CheckpointError(FoundryError):
     """A checkpoint is missing, broken, or belongs to another model or run."""
+
+    exit_code = 2
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint could not be written on every rank; those that exist are untouched."""
+
+    exit_code = 1
+
+
+class NoSpaceError(CheckpointWriteError):
+    """The disk has no room for a checkpoint; those that exist are untouched."""
+
+    exit_code = 75  # EX_TEMPFAIL: the same command works once there is room
 
 
 class ExportError(FoundryError):
@@ -51,6 +78,8 @@ class RunError(FoundryError):
 
 class LockedRunError(RunError):
     """Another process holds the run folder."""
+
+    exit_code = 2
 
 
 class NonFiniteError(RunError):
