@@ -29,6 +29,10 @@ class ModelSpec(ComponentSpec):
         del sequence_length
         return None
 
+    def parameters(self) -> int | None:
+        """Return the number of parameters, tied ones once; None = not known without building."""
+        return None
+
     def max_sequence_length(self) -> int | None:
         """Return the longest sequence that the model takes; None = no limit known here."""
         return None

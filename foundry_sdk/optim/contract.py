@@ -41,6 +41,10 @@ class OptimizerSpec(ComponentSpec):
         default=None, validator=validators.optional(validators.instance_of(tuple))
     )
 
+    def state_floats(self) -> int:
+        """Return how many float32 numbers the optimizer keeps per parameter."""
+        return 2
+
     @abstractmethod
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return the optimizer over ``groups``; the loop writes ``group["lr"]`` each step."""

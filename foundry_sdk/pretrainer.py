@@ -1,0 +1,67 @@
+"""Pretraining in three lines: a spec, a ``Pretrainer``, ``fit``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from foundry_sdk.specs.run import PretrainSpec
+
+if TYPE_CHECKING:
+    from foundry_sdk.plugin.catalog import Catalog
+    from foundry_sdk.training.plan import RunPlan
+    from foundry_sdk.training.run import RunResult
+
+
+class Pretrainer:
+    """Trains a language model on tokens.
+
+    Example:
+        >>> Pretrainer.from_yaml("pretrain.yaml", ["max_duration=100ba"]).fit()
+    """
+
+    def __init__(self, spec: PretrainSpec) -> None:
+        """Take ``spec`` as it is; ``fit`` checks it.
+
+        Args:
+            spec: made in Python, or read by ``from_yaml``.
+        """
+        self.spec = spec
+
+    @classmethod
+    def from_yaml(
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        catalog: "Catalog | None" = None,
+    ) -> "Pretrainer":
+        """Read a YAML file with LLM Foundry's key names.
+
+        Args:
+            path: of the file.
+            overrides: changes such as ``optimizer.lr=3e-4``.
+            catalog: what the file may name; by default the built-ins and installed plugins.
+
+        Raises:
+            SpecError: with every mistake of the file.
+        """
+        from foundry_sdk.specs.load import load_spec
+
+        return cls(load_spec(path, overrides, PretrainSpec, catalog=catalog).spec)
+
+    def plan(self, world_size: int = 1) -> "RunPlan":
+        """Return the run's arithmetic on ``world_size`` ranks: no GPU, no data, no download."""
+        from foundry_sdk.training.plan import plan_run
+
+        return plan_run(self.spec, world_size=world_size)
+
+    def fit(self) -> "RunResult":
+        """Train; every rank calls this and gets the same result.
+
+        Raises:
+            SpecError, DataError: before any work, where spec or data are wrong.
+            RunError: the run could not go on; its folder says how far it came.
+        """
+        from foundry_sdk.training.run import train
+
+        return train(self.spec)

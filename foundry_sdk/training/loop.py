@@ -1,0 +1,287 @@
+"""The loop: draw a batch, forward, backward, clip, update; report, evaluate, save."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from torch import Tensor
+
+from foundry_sdk.errors import NonFiniteError
+from foundry_sdk.events import (
+    EvaluationFinished,
+    EvaluationStarted,
+    Fail,
+    GradientsReady,
+    Skip,
+    StepFinished,
+    StepStarted,
+    Stop,
+)
+from foundry_sdk.training.clipping import clip_gradients
+from foundry_sdk.training.evaluate import evaluate
+from foundry_sdk.training.feed import Drawn, Feed
+from foundry_sdk.training.metrics import Reporter, train_metrics
+from foundry_sdk.training.plan import Clock, due
+
+if TYPE_CHECKING:
+    from foundry_sdk.batch import LossOutput
+    from foundry_sdk.training.assemble import Assembly
+
+
+@attrs.frozen(kw_only=True)
+class LoopResult:
+    """How the loop ended: ``stopped_by`` is None after the whole duration."""
+
+    stopped_by: str | None
+    last_loss: float | None
+    eval_metrics: dict[str, float]
+
+
+@attrs.frozen(kw_only=True)
+class Reading:
+    """What the host learns of a step: None where nobody waits for the device."""
+
+    loss: float | None = None
+    gradient_norm: float | None = None
+
+
+class Loop:
+    """Trains until the run's duration is over or something asks it to stop.
+
+    Args:
+        assembly: everything that a run is made of.
+        save: writes a checkpoint of the present state and returns its folder.
+        stop_requested: whether this process was told to end (a signal), and by what.
+    """
+
+    def __init__(
+        self,
+        assembly: "Assembly",
+        *,
+        save: Callable[[Drawn | None], Path],
+        stop_requested: Callable[[], str | None],
+    ) -> None:
+        self.a = assembly
+        self.state = assembly.state
+        self.runtime = assembly.runtime
+        self.feed = Feed(assembly.source, assembly.runtime)
+        self.feed.start_at(self.state.batch_in_epoch)
+        self.report = Reporter(assembly.bus, rank=self.runtime.rank)
+        self.last_checkpoint: Path | None = None
+        self.eval_metrics: dict[str, float] = {}
+        self.loss: float | None = None
+        self._stop: Stop | None = None
+        self._save = save
+        self._stop_requested = stop_requested
+
+    def run(self) -> LoopResult:
+        """Train, evaluate and save until the end; every rank returns the same."""
+        spec, drawn, stop = self.a.spec, None, None
+        saved_at, evaluated_at = self.state.step, -1
+        if spec.eval_first and self.state.step == 0:
+            stop = self._evaluate()
+        while stop is None and not self.state.clock().reached(spec.max_duration):
+            before = self.state.clock()
+            drawn = self.feed.take()
+            stop = self._step(drawn, before)
+            now = self.state.clock()
+            if self.a.evaluators and due(spec.eval_interval, before, now, self.a.total_steps):
+                stop, evaluated_at = self._evaluate() or stop, now.step
+            signal = self._agreed_signal()
+            stop = stop or (Stop(reason=signal) if signal else None)
+            if stop or due(spec.save_interval, before, now, self.a.total_steps):
+                saved_at = self._checkpoint(drawn)
+        if self.a.evaluators and evaluated_at != self.state.step and stop is None:
+            stop = self._evaluate()
+        if saved_at != self.state.step:
+            self._checkpoint(drawn)
+        return LoopResult(
+            stopped_by=stop.reason if stop else None,
+            last_loss=self.loss,
+            eval_metrics=self.eval_metrics,
+        )
+
+    def _step(self, drawn: Drawn, before: Clock) -> Stop | None:
+        started = time.perf_counter()
+        self.a.bus.step_started(StepStarted(step=before.step + 1, epoch=before.epoch))
+        total = self.a.microbatching.forward_backward(drawn, self._forward_backward)
+        # What follows is queued on the device; the next batch is drawn meanwhile.
+        norm = self._clip()
+        if not self._is_last(drawn):
+            self.feed.draw_ahead()
+        logs = due(self.a.spec.console_log_interval, before, self._after(drawn, 0.0), None)
+        reading = self._read(total, norm, drawn, needed=logs or before.step == 0)
+        skip = self._refusal(drawn, reading) if drawn.labels else Skip(reason="no labels")
+        lrs = self._update(skip)
+        step_seconds = time.perf_counter() - started
+        self._advance(drawn, step_seconds)
+        return self._finished(drawn, reading, lrs, step_seconds, skip)
+
+    def _forward_backward(self, drawn: Drawn, microbatch: int) -> Tensor:
+        """Add this step's gradients up; return the sum of its losses on the device, float32 ().
+
+        Each microbatch's sum is divided by the labels of the whole global batch, so neither the
+        microbatch nor the number of ranks changes the gradient; ranks are averaged by what
+        reduces gradients, which the world size undoes.
+        """
+        parts = list(drawn.batch.split(microbatch))
+        scale = self.runtime.world_size / max(drawn.labels, 1)
+        total = torch.zeros((), device=self.runtime.device)
+        for index, part in enumerate(parts):
+            last = index == len(parts) - 1
+            with self.runtime.gradients_synchronised(self.a.objective, when=last):
+                with self.runtime.autocast():
+                    output: LossOutput = self.a.objective(part.to(self.runtime.device))
+                self.runtime.scaler.scale(output.loss_sum * scale).backward()
+            total += output.loss_sum.detach()
+        return total
+
+    def _clip(self) -> Tensor:
+        self.runtime.scaler.unscale_(self.a.optimizer)
+        return clip_gradients(self.a.parameters, self.a.spec.algorithms.gradient_clipping)
+
+    def _read(self, total: Tensor, norm: Tensor, drawn: Drawn, *, needed: bool) -> Reading:
+        """Bring loss and gradient norm to the host: the only place where it waits."""
+        if not (needed or self.a.bus.wants_gradients or self.runtime.scaler.is_enabled()):
+            return Reading()
+        summed = self.runtime.sum_on_device(total.clone())
+        loss, gradient_norm = torch.stack([summed.float(), norm.float()]).tolist()
+        return Reading(loss=loss / max(drawn.labels, 1), gradient_norm=gradient_norm)
+
+    def _refusal(self, drawn: Drawn, reading: Reading) -> Skip | None:
+        """Ask the callbacks whether the update may be made; numbers are equal on all ranks."""
+        if reading.loss is None or reading.gradient_norm is None:
+            return None
+        scaled = self.runtime.scaler.is_enabled()
+        if scaled and math.isfinite(reading.loss) and not math.isfinite(reading.gradient_norm):
+            return Skip(reason="a gradient overflowed in float16; the loss scale is lowered")
+        if not self.a.bus.wants_gradients:
+            return None
+        ids = drawn.batch.sample_ids
+        answers = self.a.bus.gradients_ready(
+            GradientsReady(
+                step=self.state.step + 1,
+                loss=reading.loss,
+                gradient_norm=reading.gradient_norm,
+                sample_ids=None if ids is None else tuple(ids.tolist()),
+                last_checkpoint=self.last_checkpoint,
+            )
+        )
+        for answer in answers:
+            if isinstance(answer, Fail):
+                raise NonFiniteError(answer.reason)
+            if isinstance(answer, Stop):
+                self._stop = self._stop or answer
+        return next((answer for answer in answers if isinstance(answer, Skip)), None)
+
+    def _update(self, skip: Skip | None) -> tuple[float, ...]:
+        """Make the update, or leave it out; return the learning rates."""
+        multiplier = self.a.schedule(self.state.progress())
+        groups = self.a.optimizer.param_groups
+        for group in groups:
+            group["lr"] = group["initial_lr"] * multiplier
+        if skip is None:
+            self.runtime.scaler.step(self.a.optimizer)
+        self.runtime.scaler.update()
+        self.a.optimizer.zero_grad(set_to_none=True)
+        return tuple(float(group["lr"]) for group in groups)
+
+    def _advance(self, drawn: Drawn, seconds: float) -> None:
+        if drawn.starts_epoch:
+            self.state.epoch += 1
+            self.state.batch_in_epoch = 0
+        self.state.step += 1
+        self.state.samples += drawn.samples
+        self.state.tokens += drawn.tokens
+        self.state.batch_in_epoch += 1
+        self.state.seconds += seconds
+        if drawn.ends_epoch:
+            self.state.epoch += 1
+            self.state.batch_in_epoch = 0
+
+    def _after(self, drawn: Drawn, seconds: float) -> Clock:
+        """Return where the run will be after the step of ``drawn``."""
+        return Clock(
+            step=self.state.step + 1,
+            epoch=self.state.epoch + int(drawn.ends_epoch) + int(drawn.starts_epoch),
+            samples=self.state.samples + drawn.samples,
+            tokens=self.state.tokens + drawn.tokens,
+            seconds=self.state.seconds + seconds,
+        )
+
+    def _is_last(self, drawn: Drawn) -> bool:
+        return self._after(drawn, 0.0).reached(self.a.spec.max_duration)
+
+    def _finished(
+        self,
+        drawn: Drawn,
+        reading: Reading,
+        lrs: tuple[float, ...],
+        seconds: float,
+        skip: Skip | None,
+    ) -> Stop | None:
+        event = StepFinished(
+            step=self.state.step,
+            epoch=self.state.epoch,
+            batch_in_epoch=self.state.batch_in_epoch,
+            samples=self.state.samples,
+            tokens=self.state.tokens,
+            step_samples=drawn.samples,
+            step_tokens=drawn.tokens,
+            step_labels=drawn.labels,
+            loss=reading.loss,
+            gradient_norm=reading.gradient_norm,
+            lrs=lrs,
+            optimizer=type(self.a.optimizer).__name__,
+            microbatch=self.a.microbatching.size,
+            seconds=self.state.seconds,
+            step_seconds=seconds,
+            data_seconds=self.feed.pop_wait(),
+            skipped=skip.reason if skip else None,
+        )
+        if reading.loss is not None:
+            self.loss = reading.loss
+        stop = self.report(self.state.step, self.a.bus.step_finished(event), train_metrics(event))
+        return self._stop or stop
+
+    def _evaluate(self) -> Stop | None:
+        stops: list[Stop | None] = []
+        for evaluator in self.a.evaluators:
+            step, label = self.state.step, evaluator.label
+            started = EvaluationStarted(
+                step=step,
+                label=label,
+                batches=evaluator.batches or evaluator.source.batches_per_epoch(),
+            )
+            self.a.bus.evaluation_started(started)
+            found = evaluate(self.a.objective, evaluator, self.runtime)
+            self.eval_metrics.update(found.metrics)
+            finished = EvaluationFinished(
+                step=step,
+                epoch=self.state.epoch,
+                label=label,
+                metrics=found.metrics,
+                seconds=found.seconds,
+            )
+            answers = self.a.bus.evaluation_finished(finished)
+            stops.append(self.report(step, answers, found.metrics))
+        return _first(stops)
+
+    def _checkpoint(self, drawn: Drawn | None) -> int:
+        self.last_checkpoint = self._save(drawn)
+        return self.state.step
+
+    def _agreed_signal(self) -> str | None:
+        """Return why to stop, if any rank was told to; the same on all ranks."""
+        reason = self._stop_requested()
+        if not self.runtime.any_rank(reason is not None):
+            return None
+        return next(text for text in self.runtime.gather(reason) if text)
+
+
+def _first(stops: Sequence[Stop | None]) -> Stop | None:
+    return next((stop for stop in stops if stop is not None), None)
