@@ -127,36 +127,39 @@ def _nested(hint: Any) -> Iterator[type]:
 def _type(hint: Any) -> str:
     """Return a type as YAML's reader thinks of it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join("null" if a is type(None) else _type(a) for a in arguments)
-    if origin is typing.Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin is not None and issubclass(origin, Mapping):
-        return "mapping"
-    if origin is tuple or (isinstance(origin, type) and issubclass(origin, list)):
-        inner = [a for a in arguments if a is not Ellipsis]
-        if len(inner) > 1 and Ellipsis not in arguments:
-            return "(" + ", ".join(_type(a) for a in inner) + ")"
-        return "list of " + _type(inner[0]) if inner else "list"
+    if origin is not None:
+        return _generic(origin, arguments)
     if isinstance(hint, type) and issubclass(hint, ComponentSpec):
         return f"{hint.family} component"
     if attrs.has(hint):
         return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    if hint is type(None):
+        return "null"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def _generic(origin: Any, arguments: tuple[Any, ...]) -> str:
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(argument) for argument in arguments)
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if issubclass(origin, Mapping):
+        return "mapping"
+    inner = [_type(argument) for argument in arguments if argument is not Ellipsis]
+    return f"({', '.join(inner)})" if len(inner) > 1 else f"list of {inner[0]}"
 
 
 def _default(field: "attrs.Attribute[Any]") -> str:
     if field.default is attrs.NOTHING:
         return "required"
-    if isinstance(field.default, attrs.Factory):  # type: ignore[arg-type]
-        value = None if field.default.takes_self else field.default.factory()
-        if value is None:
+    value = field.default
+    if isinstance(value, attrs.Factory):  # type: ignore[arg-type]
+        if value.takes_self:
             return "made of the other fields"
-        return f"`{value}`" if isinstance(value, str) or not attrs.has(type(value)) else (
-            f"`{value}`" if type(value).__str__ is not object.__str__ and len(str(value)) < 30
-            else "its defaults"
-        )
-    return "null" if field.default is None else f"`{field.default}`"
+        value = value.factory()
+        if attrs.has(type(value)) and len(str(value)) > 20:
+            return "its own defaults"
+    return "null" if value is None else f"`{value}`"
 
 
 # --- the command line ---

@@ -1,0 +1,93 @@
+"""What the documentation shows works: Python is run, commands and their flags exist."""
+
+import re
+import shlex
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(
+        path
+        for folder in ("docs", "examples")
+        for path in (ROOT / folder).rglob("*.md")
+        if "generated" not in path.parts
+    ),
+]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(path.read_text()) if name == language]
+
+
+def with_blocks(language: str) -> list[Path]:
+    return [path for path in PAGES if blocks(path, language)]
+
+
+def foundry_commands(path: Path) -> Iterator[list[str]]:
+    """Yield the arguments of every ``foundry`` command in the page's bash blocks."""
+    for block in blocks(path, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            for part in re.split(r"&&|\|\||[|;]", line):
+                words = shlex.split(part, comments=True)
+                for position, word in enumerate(words):
+                    if Path(word).name == "foundry" or words[position : position + 2] == [
+                        "-m",
+                        "foundry_sdk",
+                    ]:
+                        skip = 1 if Path(word).name == "foundry" else 2
+                        yield [w for w in words[position + skip :] if not w.startswith(">")]
+                        break
+
+
+@pytest.mark.parametrize("path", with_blocks("python"), ids=lambda path: path.stem)
+def test_python_on_the_page_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a page are one program, run from top to bottom."""
+    monkeypatch.chdir(tmp_path)
+    page = types.ModuleType(f"page_{path.stem}")
+    monkeypatch.setitem(sys.modules, page.__name__, page)
+    text = path.read_text()
+    for match in BLOCK.finditer(text):
+        if match.group(1) != "python":
+            continue
+        line = text.count("\n", 0, match.start()) + 1
+        source = "\n" * line + match.group(2)
+        exec(compile(source, str(path), "exec"), vars(page))  # noqa: S102 - our own pages
+
+
+@pytest.mark.parametrize("path", with_blocks("bash"), ids=lambda path: path.stem)
+def test_commands_on_the_page_exist(path: Path) -> None:
+    """Parsing fails for a command, a flag or a choice that is not there."""
+    import typer
+
+    from foundry_sdk.cli.main import app
+
+    root = typer.main.get_command(app)
+    for arguments in foundry_commands(path):
+        parse(root, arguments)
+
+
+def parse(command: object, arguments: list[str]) -> None:
+    import click
+
+    group = command
+    rest = arguments
+    while isinstance(group, click.Group) and rest and not rest[0].startswith("-"):
+        context = click.Context(group)
+        child = group.get_command(context, rest[0])
+        assert child is not None, f"no command {rest[0]!r} in {arguments}"
+        group, rest = child, rest[1:]
+    if "--help" in rest or not isinstance(group, click.Command):
+        return
+    known = {spelling for p in group.params for spelling in (*p.opts, *p.secondary_opts)}
+    for word in rest:
+        if word.startswith("--"):
+            assert word.split("=")[0] in known, f"{' '.join(arguments)}: no option {word}"
