@@ -1,0 +1,89 @@
+"""L2 norms of many tensors at once, whole ones also where a tensor is spread over ranks."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of ``tensor``, sharing its memory; a plain tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the L2 norm of each whole tensor, in order, without waiting for the device.
+
+    Collective where tensors are ``DTensor``s: one reduction for each way they are spread.
+
+    Args:
+        tensors: plain tensors or ``DTensor``s of any shapes; mixed devices are fine.
+
+    Returns:
+        0-d tensors on each tensor's device, float32 (float64 for float64 tensors).
+    """
+    result: list[Tensor | None] = [None] * len(tensors)
+    for indices in _alike(tensors):
+        first = tensors[indices[0]]
+        local = torch._foreach_norm(
+            [local_part(tensors[index]).detach() for index in indices],
+            ord=2,
+            dtype=norm_dtype(first),
+        )
+        whole = torch.stack(list(local))
+        if isinstance(first, DTensor):
+            whole = sum_over_shards(whole.square(), first.device_mesh, first.placements).sqrt()
+        for index, norm in zip(indices, whole.unbind(), strict=True):
+            result[index] = norm
+    return [norm for norm in result if norm is not None]
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm over all elements of all tensors: 0-d, on the first one's device.
+
+    Collective as :func:`norms`. No tensors: 0 on the CPU.
+    """
+    if not tensors:
+        return torch.zeros(())
+    device = tensors[0].device
+    each = [norm.to(device, non_blocking=True) for norm in norms(tensors)]
+    dtype = torch.float64 if any(norm.dtype == torch.float64 for norm in each) else torch.float32
+    total: Tensor = torch.linalg.vector_norm(torch.stack([norm.to(dtype) for norm in each]))
+    return total
+
+
+def norm_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype that norms of ``tensor`` are computed in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def sum_over_shards(values: Tensor, mesh: DeviceMesh, placements: Iterable[Placement]) -> Tensor:
+    """Return ``values`` (of this rank's shard) summed over the shards of one whole tensor.
+
+    Ranks that hold copies of the same shard count once. Collective.
+
+    Raises:
+        ValueError: the tensor is a pending sum, whose norm is not known before it is reduced.
+    """
+    ways: list[Placement] = []
+    for placement in placements:
+        if placement.is_partial():
+            raise ValueError("a DTensor with a Partial placement has no norm yet; reduce it first")
+        ways.append(Partial() if placement.is_shard() else Replicate())
+    return DTensor.from_local(values, mesh, ways, run_check=False).full_tensor()
+
+
+def _alike(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Return the indices of ``tensors`` grouped by device, dtype and spread.
+
+    The order follows the tensors alone, so that every rank meets the same collectives.
+    """
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        spread = (
+            (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else (None, None)
+        )
+        groups.setdefault((tensor.device, tensor.dtype, *spread), []).append(index)
+    return list(groups.values())
