@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from foundry_sdk.component import ComponentSpec
 from foundry_sdk.hookspecs import hookimpl
+from foundry_sdk.models.mpt.spec import MPTSpec
 
 
 @hookimpl
 def foundry_components() -> Iterable[type[ComponentSpec]]:
     """Offer the built-in components, sorted by family and kind."""
-    return []
+    return [MPTSpec]

@@ -1,0 +1,53 @@
+"""Initial values that depend on nothing but the run's seed and a parameter's name."""
+
+import hashlib
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Draw = Callable[[Tensor, torch.Generator], object]
+"""Fills a float32 CPU tensor in place from a generator."""
+
+
+def parameter_seed(seed: int, name: str) -> int:
+    """Return the generator seed of one parameter, from 0 to 2**63 - 1."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name without what wrappers (compile, checkpointing) put into it."""
+    wrappers = {"_orig_mod", "_checkpoint_wrapped_module"}
+    return ".".join(part for part in name.split(".") if part not in wrappers)
+
+
+@torch.no_grad()
+def draw_parameter(parameter: Tensor, name: str, *, seed: int, draw: Draw) -> None:
+    """Fill ``parameter`` with its part of values drawn whole, in float32, on the CPU.
+
+    Args:
+        parameter: an ordinary tensor, or a ``DTensor`` of which this rank keeps its shard.
+        name: in the unwrapped model.
+        seed: of the run.
+        draw: fills the whole.
+    """
+    whole = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+    generator = torch.Generator().manual_seed(parameter_seed(seed, plain_name(name)))
+    draw(whole, generator)
+    copy_shard(parameter, whole)
+
+
+@torch.no_grad()
+def copy_shard(parameter: Tensor, whole: Tensor) -> None:
+    """Copy ``whole`` into ``parameter``; into a ``DTensor`` this rank's part, without messages."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not isinstance(parameter, DTensor):
+        parameter.copy_(whole)
+        return
+    local = parameter.to_local()
+    placed = distribute_tensor(
+        whole.to(local.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
+    local.copy_(placed.to_local())
