@@ -136,6 +136,7 @@ class CheckpointStore:
         about = f"saving step {step} to {self.folder}"
         ranks, final = self._ranks, self.folder / folder_name(step)
         if self._whole_already(final):
+            self._prune()  # a process killed between commit and prune left that undone
             return Saved(final, time.monotonic() - started, 0, written=False)
         needed = total_bytes(tensors)
         name = on_first_rank(ranks, about, lambda: writing.begin(self.folder, step, needed))
@@ -154,6 +155,7 @@ class CheckpointStore:
         except CheckpointError:
             if ranks.rank == 0:
                 writing.drop(temporary)
+            ranks.barrier()
             raise
         self._known_whole.add(final)
         self._prune()
