@@ -15,17 +15,22 @@ if TYPE_CHECKING:
 class Pretrainer:
     """Trains a language model on tokens.
 
+    Attributes:
+        spec: what is trained.
+        notices: one line per key of the file that is accepted and has no effect here.
+
     Example:
         >>> Pretrainer.from_yaml("pretrain.yaml", ["max_duration=100ba"]).fit()
     """
 
     def __init__(self, spec: PretrainSpec) -> None:
-        """Take ``spec`` as it is; ``fit`` checks it.
+        """Take a spec that was made in Python.
 
         Args:
-            spec: made in Python, or read by ``from_yaml``.
+            spec: checked in itself when it was made.
         """
         self.spec = spec
+        self.notices: tuple[str, ...] = ()
 
     @classmethod
     def from_yaml(
@@ -45,9 +50,12 @@ class Pretrainer:
         Raises:
             SpecError: with every mistake of the file.
         """
-        from foundry_sdk.specs.load import load_spec
+        from foundry_sdk.specs.structure import read
 
-        return cls(load_spec(path, overrides, PretrainSpec, catalog=catalog).spec)
+        spec, notices = read(path, PretrainSpec, overrides, catalog=catalog)
+        made = cls(spec)
+        made.notices = notices
+        return made
 
     def plan(self, world_size: int = 1) -> "RunPlan":
         """Return the run's arithmetic on ``world_size`` ranks: no GPU, no data, no download."""

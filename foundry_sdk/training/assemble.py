@@ -1,19 +1,19 @@
 """From a spec to everything that the loop needs."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
 from torch import nn
 
-from foundry_sdk.data.contract import BatchSource, DataSpec, LoaderContext
+from foundry_sdk.data.contract import BatchSource, LoaderContext
 from foundry_sdk.data.tokenizer import load_tokenizer
 from foundry_sdk.errors import SpecError
 from foundry_sdk.losses.contract import LossSpec
-from foundry_sdk.losses.cross_entropy import TorchCrossEntropySpec
-from foundry_sdk.losses.fused import FusedCrossEntropySpec
+from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.language_model import LanguageModel
 from foundry_sdk.optim.contract import RunLength, Schedule
 from foundry_sdk.optim.groups import param_groups
@@ -165,10 +165,10 @@ def _loss(
         return spec.loss
     if runtime.device.type != "cuda":
         choices["loss"] = "torch_crossentropy, on a CPU"
-        return TorchCrossEntropySpec()
+        return CrossEntropySpec()
     if model.head_weight() is None:
         choices["loss"] = "torch_crossentropy: the model has no plain head to fuse"
-        return TorchCrossEntropySpec()
+        return CrossEntropySpec()
     choices["loss"] = "fused_crossentropy"
     return FusedCrossEntropySpec()
 
@@ -188,12 +188,7 @@ def _checkpoint_activations(spec: RunSpec, model: LanguageModel) -> None:
             "fsdp_config.activation_checkpointing: this model has no blocks to recompute"
         )
     for block in blocks:
-        forward = block.forward
-
-        def recomputed(*args: object, _forward: object = forward, **kwargs: object) -> object:
-            return checkpoint(_forward, *args, use_reentrant=False, **kwargs)
-
-        block.forward = recomputed  # type: ignore[method-assign]  # see above
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _compile(
@@ -208,10 +203,7 @@ def _compile(
     if not config.enabled:
         return
     for block in model.blocks():
-        # torch's annotation of Module.compile says nothing of its keywords.
-        block.compile(  # type: ignore[no-untyped-call]
-            mode=config.mode, dynamic=config.dynamic, fullgraph=config.fullgraph
-        )
+        block.compile(mode=config.mode, dynamic=config.dynamic, fullgraph=config.fullgraph)
 
 
 def _run_length(spec: RunSpec, steps_per_epoch: int | None) -> RunLength:
@@ -241,7 +233,7 @@ def _evaluators(spec: RunSpec, context: LoaderContext, plan: BatchPlan) -> list[
         evaluators.append(
             Evaluator(
                 label="eval" if entry.label is None else f"eval/{entry.label}",
-                source=cast("DataSpec", entry.loader).build(own),
+                source=entry.loader.build(own),
                 microbatch=size,
                 batches=None if spec.eval_subset_num_batches < 0 else spec.eval_subset_num_batches,
             )

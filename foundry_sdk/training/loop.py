@@ -136,7 +136,7 @@ class Loop:
             with self.runtime.gradients_synchronised(self.a.objective, when=last):
                 with self.runtime.autocast():
                     output: LossOutput = self.a.objective(part.to(self.runtime.device))
-                self.runtime.scaler.scale(output.loss_sum * scale).backward()
+                torch.autograd.backward(self.runtime.scaler.scale(output.loss_sum * scale))
             total += output.loss_sum.detach()
         return total
 
@@ -280,7 +280,8 @@ class Loop:
         reason = self._stop_requested()
         if not self.runtime.any_rank(reason is not None):
             return None
-        return next(text for text in self.runtime.gather(reason) if text)
+        reasons: list[str | None] = self.runtime.gather(reason)
+        return next(text for text in reasons if text)
 
 
 def _first(stops: Sequence[Stop | None]) -> Stop | None:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from foundry_sdk.checkpoint.rng import capture_rng, restore_rng
-from foundry_sdk.checkpoint.state import model_and_optimizer_tensors, restore
-from foundry_sdk.checkpoint.store import Checkpoint, CheckpointStore
+from foundry_sdk.checkpoint.state import load_into, model_and_optimizer_tensors
+from foundry_sdk.checkpoint.store import CheckpointStore
+from foundry_sdk.checkpoint.verify import Checkpoint
 from foundry_sdk.errors import CheckpointError
 from foundry_sdk.events import CheckpointSaved
 from foundry_sdk.training.assemble import Assembly
@@ -38,7 +39,7 @@ class Saver:
             a.state.step,
             tensors,
             {
-                "optimizer": scalars,
+                **scalars,
                 "train": a.state.to_dict(),
                 "data": position,
                 "callbacks": a.bus.state_dict(),
@@ -82,14 +83,13 @@ class Saver:
         self, checkpoint: Checkpoint, *, with_optimizer: bool
     ) -> tuple[dict[str, Any], dict[str, Any] | None]:
         a = self._a
-        scalars, per_rank = restore(
+        return load_into(
             self._store,
             checkpoint,
             a.core.model,
             a.optimizer if with_optimizer else None,
             strict=a.spec.load_strict_model_weights,
         )
-        return scalars, per_rank
 
     def _refuse_other_run(self, checkpoint: Checkpoint, binding: Mapping[str, Any]) -> None:
         changed = [

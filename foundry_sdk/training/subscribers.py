@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from foundry_sdk.callbacks.contract import CallbackSpec
-from foundry_sdk.callbacks.nan_monitor import NanMonitorSpec
+from foundry_sdk.callbacks.guards import NaNMonitorSpec
 from foundry_sdk.events import RunStarted
 from foundry_sdk.loggers.console import ConsoleLogger
 from foundry_sdk.loggers.jsonl import JsonlLogger
@@ -30,6 +30,6 @@ def subscribers(spec: RunSpec, started: RunStarted) -> Iterable[object]:
 def with_guards(callbacks: Iterable[CallbackSpec]) -> tuple[CallbackSpec, ...]:
     """Return ``callbacks`` with a NaN guard in front, unless the spec has one of its own."""
     given = tuple(callbacks)
-    if any(isinstance(callback, NanMonitorSpec) for callback in given):
+    if any(isinstance(callback, NaNMonitorSpec) for callback in given):
         return given
-    return (NanMonitorSpec(), *given)
+    return (NaNMonitorSpec(), *given)
