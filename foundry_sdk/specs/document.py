@@ -10,7 +10,8 @@ import attrs
 
 from foundry_sdk.errors import SpecError
 from foundry_sdk.specs.interpolate import interpolate
-from foundry_sdk.specs.yaml_text import MAX_BYTES, Path, YamlError, parse
+from foundry_sdk.specs.places import Path, describe, dotted
+from foundry_sdk.specs.yaml_text import MAX_BYTES, YamlError, parse
 
 _INDEX: Final = re.compile(r"\[(\d+)\]")
 _MAX_INDEX_DIGITS: Final = 6
@@ -74,26 +75,6 @@ def from_values(
         SpecError: an override or a ``${...}`` does not fit.
     """
     return _finished(name, _copied(values), {}, overrides)
-
-
-def dotted(path: Path) -> str:
-    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
-    return "".join(parts).removeprefix(".")
-
-
-def describe(value: object) -> str:
-    """Return how a message speaks of ``value``: shortened, containers by what they are."""
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list | tuple):
-        return "a list"
-    if value is None:
-        return "nothing (null)"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _finished(

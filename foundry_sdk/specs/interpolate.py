@@ -5,7 +5,8 @@ import re
 from typing import Any, Final
 
 from foundry_sdk.errors import SpecError
-from foundry_sdk.specs.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES, Path
+from foundry_sdk.specs.places import Path
+from foundry_sdk.specs.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_NODES
 
 _OPEN: Final = "${"
 _REFERENCE: Final = re.compile(r"\$\{([^${}]*)\}")

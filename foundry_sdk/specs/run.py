@@ -1,7 +1,8 @@
 """The specs of a run: what a YAML file or a few lines of Python say."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import attrs
 from attrs import validators
@@ -12,10 +13,17 @@ from foundry_sdk.loggers.contract import LoggerSpec
 from foundry_sdk.losses.contract import LossSpec
 from foundry_sdk.models.contract import ModelSpec
 from foundry_sdk.optim.contract import OptimizerSpec, SchedulerSpec
+from foundry_sdk.specs import checks
+from foundry_sdk.specs.places import raise_problems
 from foundry_sdk.units import Duration
 
+if TYPE_CHECKING:
+    from foundry_sdk.plugin.catalog import Catalog
+
+R = TypeVar("R", bound="RunSpec")
 Precision = Literal["fp32", "amp_bf16", "amp_fp16"]
 MixedPrecision = Literal["PURE", "DEFAULT", "FULL"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 ShardingStrategy = Literal["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD"]
 
 
@@ -67,19 +75,89 @@ class EvalLoader:
     label: str | None = None
 
 
+def _duration(given: str | int | Duration) -> Duration:
+    return Duration.parse(given)
+
+
+def _eval_loaders(
+    given: "DataSpec | EvalLoader | Iterable[DataSpec | EvalLoader] | None",
+) -> tuple[EvalLoader, ...]:
+    if given is None:
+        return ()
+    entries = (given,) if isinstance(given, DataSpec | EvalLoader) else given
+    return tuple(e if isinstance(e, EvalLoader) else EvalLoader(loader=e) for e in entries)
+
+
+def _callbacks(given: Iterable[CallbackSpec]) -> tuple[CallbackSpec, ...]:
+    return tuple(given)
+
+
+def _loggers(given: Iterable[LoggerSpec]) -> tuple[LoggerSpec, ...]:
+    return tuple(given)
+
+
 @attrs.frozen(kw_only=True)
 class RunSpec:
-    """What every run has. Names and defaults are LLM Foundry's unless a doc says otherwise."""
+    """What every run has. Names and defaults are LLM Foundry's unless a doc says otherwise.
+
+    Durations may be given as text (``"100ba"``, ``"1ep"``) or as an int, which counts epochs.
+
+    Attributes:
+        model: what is trained.
+        tokenizer: which tokenizer the data is for.
+        optimizer: with its peak learning rate.
+        scheduler: how the learning rate goes from there.
+        train_loader: what is trained on.
+        max_duration: when the run ends.
+        max_seq_len: tokens of a sequence.
+        global_train_batch_size: sequences of an optimizer step, over all devices.
+        eval_loader: what is evaluated on; several have a label each.
+        loss: None = fused_crossentropy where the device and the model allow it, else
+            torch_crossentropy.
+        device_train_microbatch_size: sequences of one forward; ``auto`` finds the largest that
+            fits.
+        device_eval_batch_size: sequences of one forward in evaluation; None = the microbatch.
+        seed: of initial values, data order and dropout; 0 to 2**32 - 2.
+        precision: of forward and backward; parameters stay float32.
+        deterministic: the same bits from run to run, also on a GPU; slower.
+        fsdp_config: None = every rank holds the whole model.
+        compile_config: None = no torch.compile.
+        algorithms: gradient clipping.
+        callbacks: what watches the run, in this order.
+        loggers: where metrics go besides metrics.jsonl.
+        eval_interval: between evaluations; one is also made at the end.
+        eval_first: evaluate before the first step.
+        eval_subset_num_batches: batches of each evaluation; -1 = all.
+        train_subset_num_batches: batches of each epoch; -1 = all.
+        run_name: name of the run's folder.
+        run_root: where runs are kept.
+        save_folder: where checkpoints go.
+        save_interval: between checkpoints; one is also made at the end.
+        save_num_checkpoints_to_keep: the newest that are kept; -1 = all.
+        save_overwrite: go on although the folder has checkpoints of a later step.
+        save_weights_only: leave out optimizer, data position and random state.
+        autoresume: go on from the newest whole checkpoint of the run, if there is one.
+        load_path: a checkpoint to begin from.
+        load_weights_only: take only its weights.
+        load_strict_model_weights: names and shapes must match exactly.
+        progress_bar: show one where the output is a terminal.
+        log_to_console: print metrics.
+        console_log_interval: between printed metrics.
+        log_config: print the resolved spec at the start.
+        python_log_level: of the SDK's own log.
+        dist_timeout: seconds that a rank waits for the others.
+        metadata: kept with the run's record.
+    """
 
     model: ModelSpec
     tokenizer: TokenizerSpec
     optimizer: OptimizerSpec
     scheduler: SchedulerSpec
     train_loader: DataSpec
-    max_duration: Duration
+    max_duration: Duration = attrs.field(converter=_duration)
     max_seq_len: int = attrs.field(validator=validators.gt(0))
     global_train_batch_size: int = attrs.field(validator=validators.gt(0))
-    eval_loader: tuple[EvalLoader, ...] = ()
+    eval_loader: tuple[EvalLoader, ...] = attrs.field(default=(), converter=_eval_loaders)
     loss: LossSpec | None = None
     device_train_microbatch_size: int | Literal["auto"] = "auto"
     device_eval_batch_size: int | None = None
@@ -89,16 +167,16 @@ class RunSpec:
     fsdp_config: FSDPSpec | None = None
     compile_config: CompileSpec | None = None
     algorithms: AlgorithmsSpec = attrs.field(factory=AlgorithmsSpec)
-    callbacks: tuple[CallbackSpec, ...] = ()
-    loggers: tuple[LoggerSpec, ...] = ()
-    eval_interval: Duration = attrs.field(factory=lambda: Duration.parse("1ep"))
+    callbacks: tuple[CallbackSpec, ...] = attrs.field(default=(), converter=_callbacks)
+    loggers: tuple[LoggerSpec, ...] = attrs.field(default=(), converter=_loggers)
+    eval_interval: Duration = attrs.field(default=Duration.parse("1ep"), converter=_duration)
     eval_first: bool = False
     eval_subset_num_batches: int = -1
     train_subset_num_batches: int = -1
     run_name: str | None = None
     run_root: str = "runs"
     save_folder: str | None = None
-    save_interval: Duration = attrs.field(factory=lambda: Duration.parse("1000ba"))
+    save_interval: Duration = attrs.field(default=Duration.parse("1000ba"), converter=_duration)
     save_num_checkpoints_to_keep: int = -1
     save_overwrite: bool = False
     save_weights_only: bool = False
@@ -108,11 +186,49 @@ class RunSpec:
     load_strict_model_weights: bool = True
     progress_bar: bool = True
     log_to_console: bool = True
-    console_log_interval: Duration = attrs.field(factory=lambda: Duration.parse("1ba"))
+    console_log_interval: Duration = attrs.field(default=Duration.parse("1ba"), converter=_duration)
     log_config: bool = False
-    python_log_level: str = "info"
+    python_log_level: LogLevel = "info"
     dist_timeout: float = 600.0
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        """Check what must hold between fields.
+
+        Raises:
+            SpecError: one line per problem.
+        """
+        raise_problems(checks.problems(self._fields()))
+
+    @classmethod
+    def from_yaml(
+        cls: type[R],
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        catalog: "Catalog | None" = None,
+    ) -> R:
+        """Read a spec file, with ``a.b.c=value`` overrides.
+
+        Args:
+            path: a YAML file with LLM Foundry's key names.
+            overrides: applied like lines of the file.
+            catalog: what the file may name; None = the built-ins and the installed plugins.
+
+        Raises:
+            SpecError: one line per mistake of the file.
+            PluginError: the installed plugins cannot be used together.
+        """
+        from foundry_sdk.specs.structure import read
+
+        return read(path, cls, overrides, catalog=catalog)[0]
+
+    def notices(self) -> tuple[str, ...]:
+        """Return what of this spec has no effect or is replaced, one line each."""
+        return tuple(checks.notes(self._fields()))
+
+    def _fields(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in attrs.fields(type(self))}
 
 
 @attrs.frozen(kw_only=True)

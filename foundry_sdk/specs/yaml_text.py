@@ -22,12 +22,10 @@ from ruamel.yaml.events import (
 )
 
 from foundry_sdk.errors import SpecError
+from foundry_sdk.specs.places import Path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-Path = tuple[str | int, ...]
-"""Where a value is: keys of mappings and indexes of lists."""
 
 MAX_BYTES: Final = 4_000_000
 MAX_DEPTH: Final = 64
