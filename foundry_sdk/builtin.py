@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from foundry_sdk.component import ComponentSpec
+from foundry_sdk.data.text import TextDataSpec
 from foundry_sdk.hookspecs import hookimpl
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.mpt.spec import MPTSpec
@@ -27,6 +28,7 @@ from foundry_sdk.optim.specs import (
 def foundry_components() -> Iterable[type[ComponentSpec]]:
     """Offer the built-in components, sorted by family and kind."""
     return [
+        TextDataSpec,
         FusedCrossEntropySpec,
         CrossEntropySpec,
         MPTSpec,
