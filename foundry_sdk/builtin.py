@@ -2,6 +2,16 @@
 
 from collections.abc import Iterable
 
+from foundry_sdk.callbacks.garbage import ScheduledGCSpec
+from foundry_sdk.callbacks.generation import GenerateCallbackSpec
+from foundry_sdk.callbacks.guards import LossSpikeGuardSpec, NaNMonitorSpec
+from foundry_sdk.callbacks.lr import LRMonitorSpec
+from foundry_sdk.callbacks.memory import MemoryMonitorSpec
+from foundry_sdk.callbacks.optimizer_norms import OptimizerMonitorSpec
+from foundry_sdk.callbacks.remaining import RuntimeEstimatorSpec
+from foundry_sdk.callbacks.speed import SpeedMonitorSpec
+from foundry_sdk.callbacks.stopping import EarlyStopperSpec
+from foundry_sdk.callbacks.timeout import RunTimeoutSpec
 from foundry_sdk.component import ComponentSpec
 from foundry_sdk.data.text import TextDataSpec
 from foundry_sdk.hookspecs import hookimpl
@@ -28,6 +38,17 @@ from foundry_sdk.optim.specs import (
 def foundry_components() -> Iterable[type[ComponentSpec]]:
     """Offer the built-in components, sorted by family and kind."""
     return [
+        EarlyStopperSpec,
+        GenerateCallbackSpec,
+        LossSpikeGuardSpec,
+        LRMonitorSpec,
+        MemoryMonitorSpec,
+        NaNMonitorSpec,
+        OptimizerMonitorSpec,
+        RunTimeoutSpec,
+        RuntimeEstimatorSpec,
+        ScheduledGCSpec,
+        SpeedMonitorSpec,
         TextDataSpec,
         FusedCrossEntropySpec,
         CrossEntropySpec,
