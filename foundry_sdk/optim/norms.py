@@ -1,11 +1,12 @@
 """L2 norms of many tensors at once, whole ones also where a tensor is spread over ranks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
+from torch.distributed.tensor import DTensor
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -19,7 +20,8 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
     Collective where tensors are ``DTensor``s: one reduction for each way they are spread.
 
     Args:
-        tensors: plain tensors or ``DTensor``s of any shapes; mixed devices are fine.
+        tensors: plain tensors or ``DTensor``s of any shapes; mixed devices are fine. A ``DTensor``
+            is sharded or replicated, not a pending sum.
 
     Returns:
         0-d tensors on each tensor's device, float32 (float64 for float64 tensors).
@@ -34,7 +36,10 @@ def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
         )
         whole = torch.stack(list(local))
         if isinstance(first, DTensor):
-            whole = sum_over_shards(whole.square(), first.device_mesh, first.placements).sqrt()
+            # Ranks along a dimension that replicates hold copies, which count once.
+            whole.square_()
+            sum_over_mesh(whole, first.device_mesh, [way.is_shard() for way in first.placements])
+            whole.sqrt_()
         for index, norm in zip(indices, whole.unbind(), strict=True):
             result[index] = norm
     return [norm for norm in result if norm is not None]
@@ -59,20 +64,11 @@ def norm_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def sum_over_shards(values: Tensor, mesh: DeviceMesh, placements: Iterable[Placement]) -> Tensor:
-    """Return ``values`` (of this rank's shard) summed over the shards of one whole tensor.
-
-    Ranks that hold copies of the same shard count once. Collective.
-
-    Raises:
-        ValueError: the tensor is a pending sum, whose norm is not known before it is reduced.
-    """
-    ways: list[Placement] = []
-    for placement in placements:
-        if placement.is_partial():
-            raise ValueError("a DTensor with a Partial placement has no norm yet; reduce it first")
-        ways.append(Partial() if placement.is_shard() else Replicate())
-    return DTensor.from_local(values, mesh, ways, run_check=False).full_tensor()
+def sum_over_mesh(values: Tensor, mesh: DeviceMesh, dimensions: Sequence[bool]) -> None:
+    """Sum ``values`` in place over those dimensions of ``mesh`` that are True. Collective."""
+    for dimension, summed in enumerate(dimensions):
+        if summed:
+            dist.all_reduce(values, group=mesh.get_group(dimension))
 
 
 def _alike(tensors: Sequence[Tensor]) -> list[list[int]]:
