@@ -91,7 +91,8 @@ class Catalog:
 
     def _unknown(self, family: type[ComponentSpec], kind: str) -> str:
         known = self.kinds(family)
-        parts = [f"no {family.family} is named {kind!r}"]
+        noun = {"data": "data loader"}.get(family.family, family.family)
+        parts = [f"no {noun} is named {kind!r}"]
         elsewhere = [name for name in self.families() if (name, kind) in self.entries]
         near = difflib.get_close_matches(kind, known, n=3)
         if elsewhere:
