@@ -12,6 +12,8 @@
     │       └── NoSpaceError            because the disk has no room for it
     ├── ExportError             a model cannot be exported, or its export does not equal it
     └── RunError                a run cannot start or go on
+        ├── LaunchError             the processes of a run cannot be laid out as asked for
+        ├── DeviceMemoryError       a single sequence does not fit the device
         ├── LockedRunError          another process is using the run folder
         └── NonFiniteError          the loss or a gradient is NaN or infinite
 
@@ -74,6 +76,18 @@ class ExportError(FoundryError):
 
 class RunError(FoundryError):
     """A run cannot start or cannot go on."""
+
+
+class LaunchError(RunError):
+    """The processes of a run cannot be laid out as the options and the environment say."""
+
+    exit_code = 2
+
+
+class DeviceMemoryError(RunError):
+    """The device has no room for the run, even with one sequence per forward."""
+
+    exit_code = 76  # apart from 75: starting again does not help, a change of the spec does
 
 
 class LockedRunError(RunError):

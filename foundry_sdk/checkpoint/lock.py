@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +33,10 @@ class FolderLock:
         """
         self.path = folder / LOCK
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # A forked data worker would keep the lock of a killed run. Closing a copy of the
+        # descriptor leaves the lock with the parent.
+        own = weakref.ref(self)
+        os.register_at_fork(after_in_child=lambda: _close_copy(own))
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -61,6 +66,12 @@ class FolderLock:
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
             self.release()
+
+
+def _close_copy(reference: "weakref.ref[FolderLock]") -> None:
+    lock = reference()
+    if lock is not None:
+        lock.release()
 
 
 def _read_holder(descriptor: int) -> str:
