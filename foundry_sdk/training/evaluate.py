@@ -63,6 +63,7 @@ def evaluate(objective: nn.Module, evaluator: Evaluator, runtime: Runtime) -> Ev
                     totals += torch.stack(_float64(output))
     finally:
         objective.train(was_training)
+        runtime.reshard(objective)
         evaluator.source.load_state_dict(position)  # every pass sees the same batches
     nats, labels = runtime.sum_on_device(totals).tolist()
     if labels == 0:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from foundry_sdk.models.generation import generate
-
 if TYPE_CHECKING:
     from foundry_sdk.training.assemble import Assembly
 
@@ -48,6 +46,8 @@ class ModelProbe:
         seed: int = 0,
     ) -> list[str]:
         """Continue each prompt with the model as it is now; temperature 0 is greedy."""
+        from foundry_sdk.models.generation import generate
+
         model = self._a.core.model
         was_training = model.training
         model.eval()
@@ -77,12 +77,10 @@ class ModelProbe:
         objective = self._a.objective
         if isinstance(objective, FSDPModule):
             objective.unshard()
-            try:
-                yield
-            finally:
-                objective.reshard()
-        else:
+        try:
             yield
+        finally:
+            self._a.runtime.reshard(objective)
 
 
 def _norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:

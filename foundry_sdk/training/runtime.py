@@ -209,6 +209,18 @@ class Runtime:
             with objective.no_sync():  # type: ignore[operator]  # DDP's, the only other wrapper
                 yield
 
+    def reshard(self, objective: nn.Module) -> None:
+        """Give whole parameters back after a forward without a backward, which would do it.
+
+        The root keeps its parameters whole after a forward; until they are sharded again, the
+        module's parameters are not those that the optimizer knows.
+        """
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in objective.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
     def close(self) -> None:
         """Leave the process group, after everybody has arrived."""
         from accelerate.state import AcceleratorState, GradientState, PartialState
