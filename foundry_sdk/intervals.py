@@ -59,8 +59,9 @@ class Interval:
             case TimeUnit.SECOND:
                 return event.seconds - event.step_seconds, event.seconds
             case TimeUnit.EPOCH | TimeUnit.DURATION:
-                # The first event of a resumed run doesn't tell whether its epoch is just over.
-                before = event.epoch if self._epochs_before is None else self._epochs_before
+                before = self._epochs_before
+                if before is None:  # resumed: no batch into an epoch means that one is just over
+                    before = event.epoch - int(event.batch_in_epoch == 0)
                 self._epochs_before = event.epoch
                 return before, event.epoch
 
