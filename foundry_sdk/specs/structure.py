@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from io import StringIO
 from pathlib import Path as FilePath
 from typing import Any, Final, TypeVar
 
@@ -18,6 +17,7 @@ from foundry_sdk.specs.document import Document, load
 from foundry_sdk.specs.legacy import translate
 from foundry_sdk.specs.places import Path, dotted
 from foundry_sdk.specs.run import AlgorithmsSpec, EvalLoader, RunSpec
+from foundry_sdk.specs.yaml_writer import dump
 from foundry_sdk.units import Duration
 
 R = TypeVar("R", bound=RunSpec)
@@ -90,20 +90,6 @@ def unstructure(spec: RunSpec) -> dict[str, Any]:
 def to_yaml(spec: RunSpec) -> str:
     """Return a spec as YAML that ``read`` reads as an equal spec."""
     return dump(unstructure(spec))
-
-
-def dump(values: Mapping[str, Any]) -> str:
-    """Return plain values as YAML 1.2, in their order."""
-    from ruamel.yaml import YAML
-
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    yaml.width = 100
-    yaml.allow_unicode = True
-    out = StringIO()
-    yaml.dump(dict(values), out)
-    return out.getvalue()
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401

@@ -193,11 +193,11 @@ class _Reader:
             if key.value == "<<" and key.style is None:
                 merges += value.items if isinstance(value, _List) else [value]
                 continue
-            if key.value in seen:
-                lines = f"lines {seen[key.value]} and {here}"
-                raise YamlError(f"key {key.value!r} is given twice: {lines}", here)
-            seen[key.value] = here
-            items.append((key.value, here, value))
+            name = _text(key, here)
+            if name in seen:
+                raise YamlError(f"key {name!r} is given twice: lines {seen[name]} and {here}", here)
+            seen[name] = here
+            items.append((name, here, value))
         for merged in merges:
             if not isinstance(merged, _Map):
                 raise YamlError("<<: takes a mapping or a list of mappings", line)
@@ -240,7 +240,7 @@ class _Builder:
 
 
 def _scalar_value(event: ScalarEvent, line: int) -> str | int | float | bool | None:
-    text: str = event.value
+    text = _text(event, line)
     tag = _tag(event)
     if tag is None:
         return scalar(text) if event.style is None else text
@@ -259,6 +259,14 @@ def _scalar_value(event: ScalarEvent, line: int) -> str | int | float | bool | N
     if not isinstance(value, kinds[kind]) or (isinstance(value, bool) and kind != "bool"):
         raise YamlError(f"{text!r} is no {kind}", line)
     return float(value) if kind == "float" and isinstance(value, int) else value
+
+
+def _text(event: ScalarEvent, line: int) -> str:
+    text: str = event.value
+    try:  # "\ud83d\ude00" is one character, as in JSON
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise YamlError("half of a surrogate pair is no character", line) from error
 
 
 def _check_tag(event: Any, kind: str, line: int) -> None:  # noqa: ANN401
