@@ -1,0 +1,255 @@
+"""From raw input to ids: what each worker does with one unit, and nothing else."""
+
+import difflib
+import json
+import textwrap
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Final, Literal
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from foundry_sdk.data.convert.split import Encode, Splitter, is_proven
+from foundry_sdk.errors import DataError
+
+Errors = Literal["strict", "replace", "skip"]
+
+_PIECE: Final = 4096
+"""Characters tokenized at once: short enough to stay in the processor's cache."""
+_BATCH: Final = 64
+
+
+@attrs.frozen(kw_only=True)
+class Encoded:
+    """What became of one unit.
+
+    Attributes:
+        data: int32 ids, or the UTF-8 of the documents (no tokenizer), one after the other.
+        lengths: int64, ids or bytes of each segment. A segment is a document, except that the
+            first may go on a document of the unit before, and the last may go on in the next.
+        empty, skipped, replaced: documents left out or changed; see ``DataCard``.
+    """
+
+    data: bytes
+    lengths: NDArray[np.int64]
+    empty: int = 0
+    skipped: int = 0
+    replaced: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Vocabulary:
+    """All that a worker needs to know of the tokenizer.
+
+    Attributes:
+        tokenizer_json: a Rust tokenizer, serialized; None for one written in Python.
+        name, kwargs: from which one written in Python is loaded.
+        before, after: ids around each document: bos and eos texts, and the special tokens that
+            the tokenizer itself puts around a text.
+    """
+
+    tokenizer_json: str | None
+    name: str
+    kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+    def encoder(self) -> tuple[Encode, bool]:
+        """Return the tokenizer as a function, and whether it may be cut (see ``split``)."""
+        if self.tokenizer_json is not None:
+            return rust_encoder(self.tokenizer_json), is_proven(self.tokenizer_json)
+        from foundry_sdk.data.contract import TokenizerSpec
+        from foundry_sdk.data.tokenizer import load_tokenizer
+
+        tokenizer = load_tokenizer(TokenizerSpec(name=self.name, kwargs=self.kwargs))
+
+        def encode(texts: Sequence[str]) -> list[list[int]]:
+            options = {"truncation": False, "padding": False, "add_special_tokens": False}
+            return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
+
+        return encode, False
+
+
+def rust_encoder(tokenizer_json: str) -> Encode:
+    """Return the ids of a serialized tokenizer, without offsets and other by-products."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    return encode
+
+
+class UnitEncoder:
+    """Turns units into ids, or into documents where there is no tokenizer."""
+
+    def __init__(self, vocabulary: Vocabulary | None, *, column: str, errors: Errors) -> None:
+        self._vocabulary = vocabulary
+        self._column = column
+        self._errors = errors
+        if vocabulary is not None:
+            self._encode, proven = vocabulary.encoder()
+            self._splitter = Splitter(self._encode, proven=proven)
+
+    def lines(self, payload: bytes, *, path: str, line: int) -> Encoded:
+        """Encode lines of JSON; ``line`` is the number of the first, from 1.
+
+        Raises:
+            DataError: a line that is no object with a text, with file and line.
+        """
+        texts: list[str] = []
+        empty = skipped = replaced = 0
+        for number, raw in enumerate(payload.split(b"\n"), line):
+            if not raw or raw.isspace():
+                continue
+            where = f"{path}:{number}"
+            parsed = parse_line(raw, where=where, column=self._column, errors=self._errors)
+            skipped += parsed is None
+            if parsed is None:
+                continue
+            replaced += parsed.replaced
+            if parsed.text:
+                texts.append(parsed.text)
+            empty += not parsed.text
+        encoded = self.texts(texts)
+        return attrs.evolve(encoded, empty=empty, skipped=skipped, replaced=replaced)
+
+    def texts(
+        self, texts: Sequence[str], *, continues: bool = False, unfinished: bool = False
+    ) -> Encoded:
+        """Encode documents.
+
+        Args:
+            texts: none empty, but see ``continues``.
+            continues: the first goes on the last document of the unit before.
+            unfinished: the last goes on in the next unit.
+        """
+        if self._vocabulary is None:
+            data = [text.encode() for text in texts]
+            sizes = np.fromiter((len(item) for item in data), np.int64, len(data))
+            return Encoded(data=b"".join(data), lengths=sizes)
+        pieces = [list(self._pieces(text)) for text in texts]
+        encoded = self._encode_in_batches([piece for parts in pieces for piece in parts])
+        ids = array("i")
+        lengths: list[int] = []
+        for segment, parts in enumerate(pieces):
+            begin = len(ids)
+            if segment or not continues:
+                ids.extend(self._vocabulary.before)
+            for piece_ids in islice(encoded, len(parts)):
+                ids.fromlist(piece_ids)
+            if segment + 1 < len(pieces) or not unfinished:
+                ids.extend(self._vocabulary.after)
+            lengths.append(len(ids) - begin)
+        return Encoded(data=ids.tobytes(), lengths=np.array(lengths, np.int64))
+
+    def _pieces(self, text: str) -> Iterable[str]:
+        if self._splitter.proven and len(text) > _PIECE:
+            return self._splitter.pieces(text, _PIECE)
+        return (text,)
+
+    def _encode_in_batches(self, pieces: Sequence[str]) -> Iterator[list[int]]:
+        for start in range(0, len(pieces), _BATCH):
+            yield from self._encode(pieces[start : start + _BATCH])
+
+
+@attrs.frozen
+class Parsed:
+    """The text of a line, and whether bytes of it had to be replaced."""
+
+    text: str
+    replaced: bool
+
+
+def parse_line(raw: bytes, *, where: str, column: str, errors: Errors) -> Parsed | None:
+    """Return the text of one line of JSON; None if it is to be skipped.
+
+    Raises:
+        DataError: the line is not UTF-8 (``errors="strict"``), not JSON, not an object, or has
+            no text in ``column``.
+    """
+    replaced = False
+    try:
+        line = raw.decode()
+    except UnicodeDecodeError as error:
+        if errors == "strict":
+            raise DataError(not_utf8(f"{where}:{error.start + 1}", error)) from error
+        if errors == "skip":
+            return None
+        line, replaced = raw.decode(errors="replace"), True
+    text = _text_of(line.removeprefix("\ufeff"), where=where, column=column)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        if errors == "strict":
+            raise DataError(
+                f"{where}: lone surrogate U+{ord(text[error.start]):04X} at character "
+                f"{error.start} of {column!r}; choose errors: replace or skip"
+            ) from error
+        if errors == "skip":
+            return None
+        text, replaced = replace_surrogates(text), True
+    return Parsed(text, replaced)
+
+
+def replace_surrogates(text: str) -> str:
+    """Put U+FFFD where half a surrogate pair stands alone, and join whole pairs."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def not_utf8(where: str, error: UnicodeDecodeError) -> str:
+    """Say which byte is wrong, and what can be done."""
+    return (
+        f"{where}: byte 0x{error.object[error.start]:02x} is not UTF-8 ({error.reason}); "
+        "convert the file to UTF-8, or choose errors: replace or skip"
+    )
+
+
+def _text_of(line: str, *, where: str, column: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        start = line.strip()[:80]
+        if start.startswith("["):
+            raise DataError(_is_array(where, start)) from error
+        reason = str(error).partition(":")[0]
+        raise DataError(f"{where}: not a JSON object ({reason}): {start!r}") from error
+    if isinstance(row, list):
+        raise DataError(_is_array(where, line.strip()[:80]))
+    if not isinstance(row, dict):
+        raise DataError(
+            f"{where}: expected a JSON object such as {{{column!r}: ...}}, got {line[:80]!r}"
+        )
+    if column not in row:
+        raise DataError(f"{where}: {missing_column(column, row)}")
+    text = row[column]
+    if not isinstance(text, str):
+        raise DataError(
+            f"{where}: column {column!r}: expected a string, got {type(text).__name__} "
+            f"{textwrap.shorten(repr(text), 60)}"
+        )
+    return text
+
+
+def missing_column(column: str, row: Iterable[str]) -> str:
+    """Say what a row has instead of ``column``."""
+    keys = sorted(str(key) for key in row)
+    close = difflib.get_close_matches(column, keys, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    found = textwrap.shorten(", ".join(keys), 200)
+    return f"no column {column!r}, found {found or 'none'}{hint} (option text_column)"
+
+
+def _is_array(where: str, start: str) -> str:
+    return (
+        f"{where}: a JSON array ({start!r}); expected one object a line (JSON Lines): "
+        "jq -c '.[]' FILE.json > FILE.jsonl makes that of it"
+    )
