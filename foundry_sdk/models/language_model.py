@@ -43,6 +43,10 @@ class LanguageModel(nn.Module, ABC):
         """Return c where logits are ``c * tanh(logits / c)``, else None."""
         return None
 
+    def max_sequence_length(self) -> int | None:
+        """Return the longest sequence that the model takes; None = no limit known here."""
+        return None
+
     def blocks(self) -> list[nn.Module]:
         """Return the repeated blocks: what FSDP shards, compile and checkpointing repeat."""
         return []

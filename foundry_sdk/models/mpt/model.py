@@ -202,6 +202,10 @@ class MPT(LanguageModel):
         """Return ``final_logit_softcapping``."""
         return self.spec.final_logit_softcapping
 
+    def max_sequence_length(self) -> int | None:
+        """Return ``max_seq_len``; None with dynamic RoPE scaling, which goes beyond."""
+        return self.spec.max_sequence_length()
+
     def blocks(self) -> list[nn.Module]:
         """Return the decoder blocks."""
         return list(self.transformer.blocks)

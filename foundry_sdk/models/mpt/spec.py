@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -35,10 +36,12 @@ class MPTSpec(ModelSpec):
         attention_bias: bias of the query, key and value projections; None = ``not no_bias``.
         embedding_fraction: share of the gradient that reaches the embeddings (GLM-130B).
         init_device: where LLM Foundry would build the model; assembly decides it here.
-        use_cache: LLM Foundry's key for cached decoding, which ``generate`` always does.
     """
 
     kind = "mpt_causal_lm"
+    without_effect = MappingProxyType(
+        {"use_cache": "generation always keeps keys and values, training never"}
+    )
 
     d_model: int = attrs.field(default=2048, validator=positive_or_none)
     n_heads: int = attrs.field(default=16, validator=positive_or_none)
@@ -68,7 +71,6 @@ class MPTSpec(ModelSpec):
         ),
     )
     norm_eps: float = attrs.field(default=1e-5, validator=positive_or_none)
-    use_cache: bool = False
     init_config: InitSpec = attrs.field(factory=InitSpec)
     fc_type: str | Mapping[str, Any] = "torch"
     tie_word_embeddings: bool = True
