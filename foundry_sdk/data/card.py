@@ -164,3 +164,19 @@ class DataCard:
     def digest(self) -> str:
         """Return the sha256 of the card's file: what a run's record keeps of its data."""
         return hashlib.sha256(self.to_json()).hexdigest()
+
+    def summary(self, place: str) -> str:
+        """Return in a few words what lies at ``place``."""
+        parts = [f"{self.documents:,} documents", f"{self.samples:,} rows"]
+        if self.tokens is not None:
+            parts.append(f"{self.tokens:,} tokens of {self.tokenizer}")
+            parts.append(f"{self.dropped_tokens or 0:,} tokens dropped")
+        left_out = {
+            "empty": self.empty_documents,
+            "skipped": self.skipped_documents,
+            "repaired": self.replaced_documents,
+        }
+        parts += [f"{count:,} {name}" for name, count in left_out.items() if count]
+        if self.inexact_splits:
+            parts.append(f"{self.inexact_splits:,} cuts inside long documents may change ids there")
+        return f"{place}: {', '.join(parts)}, in {len(self.shards):,} shards"
