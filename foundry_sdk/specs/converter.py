@@ -319,8 +319,8 @@ def _without_name(text: str, name: str, value: object) -> str:
     """Return a validator's message without the name, which the path has, but with the value."""
     for prefix in (f"'{name}' ", f"{name} "):
         text = text.removeprefix(prefix)
-    text = text.removesuffix(f": {value}")
-    return text if repr(value) in text else f"{text}, got {describe(value)}"
+    bare = text.removesuffix(f": {value}")
+    return text if bare == text and repr(value) in text else f"{bare}, got {describe(value)}"
 
 
 def _hint(key: str, known: Sequence[str]) -> str:
