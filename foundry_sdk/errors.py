@@ -13,6 +13,7 @@
     ├── ExportError             a model cannot be exported, or its export does not equal it
     └── RunError                a run cannot start or go on
         ├── LaunchError             the processes of a run cannot be laid out as asked for
+        ├── WorkerFailedError       a process of the run failed; says which and why
         ├── DeviceMemoryError       a single sequence does not fit the device
         ├── LockedRunError          another process is using the run folder
         └── NonFiniteError          the loss or a gradient is NaN or infinite
@@ -21,13 +22,11 @@ Each message says where, what was found, what was expected, and what to do. ``ex
 the command line exits with: 2 where the input must be changed, 1 where the run failed.
 """
 
-from typing import ClassVar
-
 
 class FoundryError(Exception):
     """Base of all errors below; the command line prints its message without a traceback."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class SpecError(FoundryError, ValueError):
@@ -82,6 +81,15 @@ class LaunchError(RunError):
     """The processes of a run cannot be laid out as the options and the environment say."""
 
     exit_code = 2
+
+
+class WorkerFailedError(RunError):
+    """A process of the run failed, and the others were ended."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        """Take what it said and the exit code it had."""
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class DeviceMemoryError(RunError):

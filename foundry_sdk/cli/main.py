@@ -10,7 +10,9 @@ import typer
 from foundry_sdk import __version__
 from foundry_sdk.cli import (
     check,
+    plan,
     plugins,
+    train,
 )
 from foundry_sdk.errors import FoundryError
 
@@ -25,7 +27,9 @@ app = typer.Typer(
 # Each file of commands has register(app); their order is the order of `foundry --help`.
 for commands in (
     check,
+    plan,
     plugins,
+    train,
 ):
     commands.register(app)
 

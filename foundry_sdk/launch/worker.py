@@ -1,0 +1,149 @@
+"""One worker process: started with its place, heard, and ended with all that it started."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Final
+
+from foundry_sdk.errors import LaunchError
+from foundry_sdk.launch.cause import VARIABLE, Cause, read_cause
+from foundry_sdk.launch.topology import LaunchOptions, Topology
+
+_KEPT_LINES: Final = 60
+_PR_SET_PDEATHSIG: Final = 1
+
+
+class Worker:
+    """A process of the run in a session of its own, which dies with the launcher.
+
+    Local rank 0 writes to the launcher's own output. Of the others the last lines are kept, or
+    everything goes to the files that the options name.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        topology: Topology,
+        local_rank: int,
+        options: LaunchOptions,
+        folder: Path,
+    ) -> None:
+        """Start it.
+
+        Args:
+            command: what to run, the same in every process.
+            topology: of the run.
+            local_rank: which of this machine's processes it is.
+            options: where output goes.
+            folder: of the launcher, for the file with a failure's cause.
+
+        Raises:
+            LaunchError: a file for output cannot be written.
+        """
+        self.rank = topology.base_rank + local_rank
+        self._cause_file = folder / f"rank-{self.rank}.json"
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._reader: threading.Thread | None = None
+        with contextlib.ExitStack() as files:
+            # Nobody reads from the launcher's output here but rank 0's.
+            stdout: IO[bytes] | int | None = None if local_rank == 0 else subprocess.PIPE
+            stderr = stdout
+            if local_rank:
+                stdout = _open(files, "--stdout", options.stdout, topology, local_rank) or stdout
+                stderr = _open(files, "--stderr", options.stderr, topology, local_rank) or (
+                    subprocess.STDOUT if stdout is subprocess.PIPE else stderr
+                )
+            self.process = subprocess.Popen(  # noqa: S603 - no shell, the command is ours
+                command,
+                env=_environment(topology, local_rank, self._cause_file),
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - no thread runs yet
+            )
+
+    def listen(self) -> None:
+        """Begin to read its output; threads start when all processes are there."""
+        stream = self.process.stdout or self.process.stderr
+        if stream is not None:
+            self._reader = threading.Thread(target=self._read, args=(stream,), daemon=True)
+            self._reader.start()
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process alone; it knows what to do with its children."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Kill the process and everything in its session's group, also when it is dead itself."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def cause(self) -> Cause | None:
+        """Return why it failed, if it said so."""
+        return read_cause(self._cause_file)
+
+    def last_lines(self) -> list[str]:
+        """Return the end of its output; nothing for local rank 0, whose output was shown."""
+        if self._reader is not None:
+            self._reader.join(timeout=1.0)
+        return list(self._lines)
+
+    def _read(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            self._lines.append(line.decode("utf-8", errors="replace").rstrip("\r\n"))
+
+
+def _environment(topology: Topology, local_rank: int, cause_file: Path) -> dict[str, str]:
+    environment = {**os.environ, **topology.environment(local_rank)}
+    environment["PYTHONUNBUFFERED"] = "1"
+    environment[VARIABLE] = str(cause_file)
+    if topology.nproc > 1 and "OMP_NUM_THREADS" not in environment:
+        # Each would start a thread per core, and they would fight for them.
+        cores = len(os.sched_getaffinity(0))
+        environment["OMP_NUM_THREADS"] = str(max(1, cores // topology.nproc))
+    return environment
+
+
+def _open(
+    files: contextlib.ExitStack,
+    option: str,
+    pattern: str | None,
+    topology: Topology,
+    local_rank: int,
+) -> IO[bytes] | None:
+    """Open the file that ``pattern`` names for a local rank."""
+    if pattern is None:
+        return None
+    values = {name.lower(): text for name, text in topology.environment(local_rank).items()}
+    try:
+        path = Path(pattern.format_map(values))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return files.enter_context(path.open("wb"))
+    except (KeyError, ValueError, IndexError) as error:
+        raise LaunchError(
+            f"{option} {pattern!r}: {error}; placeholders are {{rank}}, {{local_rank}}, "
+            "{node_rank}, {world_size} and {local_world_size}"
+        ) from error
+    except OSError as error:
+        raise LaunchError(f"{option} {pattern!r}: cannot be written: {error}") from error
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """Return what a child runs before its command: it asks to be killed with its parent."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def ask() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before this line
+            os._exit(1)
+
+    return ask
