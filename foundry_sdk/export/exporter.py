@@ -1,0 +1,121 @@
+"""Exports a trained MPT to the transformers architecture that computes the same function."""
+
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+
+from foundry_sdk.errors import ExportError
+from foundry_sdk.export.architectures import architecture_of
+from foundry_sdk.export.certificate import (
+    CERTIFICATE,
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
+    Certificate,
+    compare,
+)
+from foundry_sdk.export.files import (
+    SHARD_BYTES,
+    digests,
+    write_config,
+    write_json,
+    write_weights,
+)
+from foundry_sdk.export.source import Source
+from foundry_sdk.models.mpt.model import MPT
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export_weights(
+    model: MPT,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    out: str | Path,
+    *,
+    precision: Precision = "fp32",
+    shard_bytes: int = SHARD_BYTES,
+) -> Certificate:
+    """Write ``model`` to ``out`` and prove that transformers reads the same model from there.
+
+    The folder appears complete or not at all. ``model`` stays as it is; its parameters are
+    copied once to the CPU.
+
+    Args:
+        model: unsharded, on any device.
+        tokenizer: saved beside the weights.
+        out: a folder that does not exist or is empty.
+        precision: of the files; the comparison is with the weights as rounded to it.
+        shard_bytes: largest safetensors file.
+
+    Raises:
+        ExportError: no architecture is equal, ``out`` holds something, or the files differ from
+            the model.
+    """
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ExportError(f"{target} already holds something; choose a folder that does not exist")
+    if precision not in _DTYPES:
+        raise ExportError(f"precision: expected {', '.join(_DTYPES)}, got {precision!r}")
+    architecture = architecture_of(model.spec)
+    dtype = _DTYPES[precision]
+    rounded = _rounded_copy(model, dtype)
+    tied = model.spec.tie_word_embeddings
+    # folding multiplies rounded weights, and rounds the product
+    tolerance = ROUNDED_TOLERANCE if architecture.folded and precision != "fp32" else TOLERANCE
+    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        parameters = dict(rounded.named_parameters())
+        source = Source(spec=model.spec, get=parameters.get)
+        tensors = write_weights(
+            temporary, architecture, source, dtype=dtype, shard_bytes=shard_bytes
+        )
+        write_config(temporary, architecture, tied=tied, dtype=dtype, tokenizer=tokenizer)
+        comparison = compare(
+            rounded, temporary, tensors=tensors, tokenizer=tokenizer, tolerance=tolerance
+        )
+        certificate = Certificate(
+            architecture=architecture.name,
+            precision=precision,
+            parameters=sum(torch.Size(shape).numel() for shape in tensors.values()),
+            tensors=len(tensors),
+            prompts=comparison.prompts,
+            max_abs_difference=comparison.max_abs_difference,
+            logit_scale=comparison.logit_scale,
+            tolerance=tolerance,
+            greedy_tokens=comparison.greedy_tokens,
+            ties=comparison.ties,
+            versions=comparison.versions,
+            sha256=digests(temporary),
+        )
+        write_json(temporary / CERTIFICATE, certificate.to_dict())
+        if target.exists():
+            target.rmdir()
+        temporary.rename(target)
+    except OSError as error:
+        raise ExportError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return certificate
+
+
+def _rounded_copy(model: MPT, dtype: torch.dtype) -> MPT:
+    """Return the model on the CPU in float32, with values that ``dtype`` can hold."""
+    copy = model.spec.build(device="cpu").eval()
+    values = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in copy.named_parameters():
+            parameter.copy_(values[name].detach().to(device="cpu", dtype=dtype))
+            parameter.requires_grad_(False)
+            if not parameter.isfinite().all():
+                raise ExportError(
+                    f"{name} holds NaN or infinity"
+                    + (", or is too large for fp16; export as bf16" * (dtype == torch.float16))
+                )
+    return copy
