@@ -10,6 +10,7 @@ import typer
 from foundry_sdk import __version__
 from foundry_sdk.cli import (
     check,
+    data,
     plan,
     plugins,
     train,
@@ -27,6 +28,7 @@ app = typer.Typer(
 # Each file of commands has register(app); their order is the order of `foundry --help`.
 for commands in (
     check,
+    data,
     plan,
     plugins,
     train,
