@@ -149,7 +149,7 @@ class LossSpikeGuard:
         if self._spec.policy == "stop":
             self._stop = reason
         elif self._skips > self._spec.max_consecutive_skips:
-            self._stop = f"{reason}, for the {self._skips}th step in a row"
+            self._stop = f"{reason}; {self._skips} steps in a row"
         return Skip(reason=reason)
 
     @hookimpl

@@ -138,7 +138,7 @@ def test_a_new_level_ends_the_run(
     assert isinstance(resumed.gradients_ready(make_gradients(5, loss=9.0)), Skip)
     answer = resumed.step_finished(make_step(5))
     assert isinstance(answer, Stop)
-    assert "3th step in a row" in answer.reason
+    assert "3 steps in a row" in answer.reason
 
 
 @pytest.mark.parametrize("fields", [{"sigma": None}, {"sigma": 0.0}])
