@@ -41,9 +41,9 @@ class OptimizerSpec(ComponentSpec):
         default=None, validator=validators.optional(validators.instance_of(tuple))
     )
 
-    def state_floats(self) -> int:
-        """Return how many float32 numbers the optimizer keeps per parameter."""
-        return 2
+    def state_floats(self) -> int | None:
+        """Return how many float32 numbers the optimizer keeps per parameter; None = not told."""
+        return None
 
     @abstractmethod
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":

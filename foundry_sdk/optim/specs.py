@@ -57,6 +57,10 @@ class AdamWSpec(OptimizerSpec):
     weight_decay: float = attrs.field(default=1e-2, validator=_not_negative)
     amsgrad: bool = False
 
+    def state_floats(self) -> int:
+        """Return the numbers per parameter."""
+        return 3 if self.amsgrad else 2
+
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return :class:`foundry_sdk.optim.AdamW`."""
         from foundry_sdk.optim.adamw import AdamW
@@ -75,6 +79,10 @@ class DecoupledAdamWSpec(OptimizerSpec):
     weight_decay: float = attrs.field(default=1e-5, validator=_decoupled_decay)
     amsgrad: bool = False
 
+    def state_floats(self) -> int:
+        """Return the numbers per parameter."""
+        return 3 if self.amsgrad else 2
+
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return :class:`foundry_sdk.optim.DecoupledAdamW`."""
         from foundry_sdk.optim.adamw import DecoupledAdamW
@@ -92,6 +100,10 @@ class DecoupledLionWSpec(OptimizerSpec):
     lr: float = attrs.field(default=1e-4, validator=_positive)
     betas: tuple[float, float] = attrs.field(default=(0.9, 0.99), converter=_pair, validator=_betas)
     weight_decay: float = attrs.field(default=0.0, validator=_decoupled_decay)
+
+    def state_floats(self) -> int:
+        """Return the numbers per parameter."""
+        return 1
 
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return :class:`foundry_sdk.optim.DecoupledLionW`."""
@@ -119,6 +131,10 @@ class DecoupledAdaLRLionSpec(OptimizerSpec):
     timeout: int = attrs.field(default=100, validator=_positive)
     lr_penalty: float = attrs.field(default=0.707, validator=_share)
     min_scale: float = attrs.field(default=1e-4, validator=_share)
+
+    def state_floats(self) -> int:
+        """Return the numbers per parameter."""
+        return 1
 
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return :class:`foundry_sdk.optim.DecoupledAdaLRLion`."""
@@ -150,6 +166,10 @@ class DecoupledClipLionSpec(OptimizerSpec):
     weight_decay: float = attrs.field(default=0.0, validator=_decoupled_decay)
     outlier_threshold: float = attrs.field(default=5.0, validator=_positive)
 
+    def state_floats(self) -> int:
+        """Return the numbers per parameter."""
+        return 1
+
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return :class:`foundry_sdk.optim.DecoupledClipLion`."""
         from foundry_sdk.optim.adaptive_lion import DecoupledClipLion
@@ -169,6 +189,10 @@ class NoOpSpec(OptimizerSpec):
 
     kind = "no_op"
     lr: float = attrs.field(default=0.0, validator=_not_negative)
+
+    def state_floats(self) -> int:
+        """Return the numbers per parameter."""
+        return 0
 
     def build(self, groups: ParamGroups) -> "torch.optim.Optimizer":
         """Return :class:`foundry_sdk.optim.NoOp`."""

@@ -168,8 +168,9 @@ def plan_run(spec: RunSpec, *, world_size: int = 1) -> RunPlan:
     parameters = spec.model.parameters()
     sharded = spec.fsdp_config is not None and spec.fsdp_config.sharding_strategy != "NO_SHARD"
     state = None
-    if parameters is not None:
-        floats = 2 + spec.optimizer.state_floats()  # the parameter, its gradient, the state
+    of_optimizer = spec.optimizer.state_floats()
+    if parameters is not None and of_optimizer is not None:
+        floats = 2 + of_optimizer  # the parameter, its gradient, the optimizer's state
         state = math.ceil(4 * floats * parameters / (world_size if sharded else 1))
     return RunPlan(
         batch=batch,
