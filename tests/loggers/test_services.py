@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,7 +101,7 @@ def wandb_records(folder: Path) -> Iterator[Any]:
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, position, whole = file.read_bytes(), 7, b""
     block = 32 * 1024
-    while position < len(data):
+    while position + 7 <= len(data):
         if block - position % block < 7:
             position += block - position % block
             continue
@@ -127,7 +128,14 @@ def test_wandb_keeps_the_numbers_offline(
     history: list[dict[str, Any]] = []
     configs: dict[str, Any] = {}
     runs = []
-    for record in wandb_records(run.run_dir):
+    # W&B's own process writes the file, and its last block a moment after it says goodbye.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        records = list(wandb_records(run.run_dir))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.05)
+    for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "history":
             history.append(
