@@ -15,6 +15,14 @@ from foundry_sdk.callbacks.timeout import RunTimeoutSpec
 from foundry_sdk.component import ComponentSpec
 from foundry_sdk.data.text import TextDataSpec
 from foundry_sdk.hookspecs import hookimpl
+from foundry_sdk.loggers.memory import InMemorySpec
+from foundry_sdk.loggers.services import (
+    CometMLSpec,
+    CometSpec,
+    MLflowSpec,
+    TensorBoardSpec,
+    WandBSpec,
+)
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.optim.schedules import (
@@ -50,6 +58,12 @@ def foundry_components() -> Iterable[type[ComponentSpec]]:
         ScheduledGCSpec,
         SpeedMonitorSpec,
         TextDataSpec,
+        CometSpec,
+        CometMLSpec,
+        InMemorySpec,
+        MLflowSpec,
+        TensorBoardSpec,
+        WandBSpec,
         FusedCrossEntropySpec,
         CrossEntropySpec,
         MPTSpec,
