@@ -24,6 +24,7 @@ from foundry_sdk.export.files import (
     write_weights,
 )
 from foundry_sdk.export.source import Source
+from foundry_sdk.export.trained import load_trained
 from foundry_sdk.models.mpt.model import MPT
 
 if TYPE_CHECKING:
@@ -31,6 +32,29 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def export_model(
+    path: str | Path, out: str | Path, *, precision: Precision = "fp32"
+) -> Certificate:
+    """Export the model of a run, or of one of its checkpoints; see ``export_weights``.
+
+    Args:
+        path: a run's folder (its newest whole checkpoint is taken), or a checkpoint's.
+        out: a folder that does not exist or is empty.
+        precision: of the files.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint.
+        ExportError: the model cannot be exported, or the files differ from it.
+    """
+    trained = load_trained(path)
+    if not isinstance(trained.model, MPT):
+        raise ExportError(
+            f"{type(trained.model).__name__} has no export here; models from transformers are "
+            "saved by the hf_checkpointer callback"
+        )
+    return export_weights(trained.model, trained.tokenizer, out, precision=precision)
 
 
 def export_weights(

@@ -1,0 +1,97 @@
+"""Finds and loads the model of a run: from its folder, or from one of its checkpoints."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from foundry_sdk.checkpoint.layout import STATE
+from foundry_sdk.checkpoint.ranks import SoloRanks
+from foundry_sdk.checkpoint.state import load_into
+from foundry_sdk.checkpoint.store import CheckpointStore
+from foundry_sdk.data.contract import TokenizerSpec
+from foundry_sdk.data.tokenizer import load_tokenizer
+from foundry_sdk.errors import CheckpointError, SpecError
+from foundry_sdk.models.contract import ModelSpec
+from foundry_sdk.models.language_model import LanguageModel
+from foundry_sdk.plugin.host import PluginHost
+from foundry_sdk.specs.converter import Mistakes, SpecConverter
+from foundry_sdk.specs.document import load
+from foundry_sdk.specs.places import dotted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SPEC = "spec.yaml"
+_CHECKPOINTS = "checkpoints"
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Trained:
+    """A model as a checkpoint holds it, on the CPU, in evaluation mode.
+
+    Attributes:
+        model: with the checkpoint's weights.
+        tokenizer: of the run; None where the checkpoint was taken away from its run.
+        checkpoint: the step folder.
+        step: optimizer steps made.
+    """
+
+    model: LanguageModel
+    tokenizer: "PreTrainedTokenizerBase | None"
+    checkpoint: Path
+    step: int
+
+
+def load_trained(path: str | Path) -> Trained:
+    """Load the model of a run, of a folder of checkpoints, or of one checkpoint.
+
+    Raises:
+        CheckpointError: there is no whole checkpoint, or it is of another model.
+        SpecError: the run's ``spec.yaml`` names what is not installed here.
+        DataError: the run's tokenizer cannot be loaded.
+    """
+    given = Path(path)
+    spec_file = _spec_file(given)
+    values: dict[str, Any] = {} if spec_file is None else load(spec_file).values
+    store = CheckpointStore(_checkpoints(given, values), SoloRanks())
+    checkpoint = store.at(_checkpoints(given, values))
+    if not values:
+        state = json.loads((checkpoint.path / STATE).read_bytes())
+        values = {"model": state.get("model")}
+    if not isinstance(values.get("model"), dict):
+        raise CheckpointError(f"{checkpoint.path}: nothing says which model this is")
+    spec = _structured(values["model"], ModelSpec, "model", spec_file or checkpoint.path)
+    model: LanguageModel = spec.build(device="cpu").eval()
+    load_into(store, checkpoint, model)
+    tokenizer = None
+    if "tokenizer" in values and spec_file is not None:
+        named = _structured(values["tokenizer"], TokenizerSpec, "tokenizer", spec_file)
+        tokenizer = load_tokenizer(named)
+    return Trained(
+        model=model, tokenizer=tokenizer, checkpoint=checkpoint.path, step=checkpoint.manifest.step
+    )
+
+
+def _spec_file(path: Path) -> Path | None:
+    """Return the ``spec.yaml`` of the run that ``path`` is, or lies in."""
+    places = [path, path.parent, path.parent.parent]
+    return next((place / _SPEC for place in places if (place / _SPEC).is_file()), None)
+
+
+def _checkpoints(path: Path, values: dict[str, Any]) -> Path:
+    """Return where to look: ``path`` itself, unless it is a run's folder."""
+    if not (path / _SPEC).is_file():
+        return path
+    folder = values.get("save_folder")
+    return path / _CHECKPOINTS if folder is None else Path(folder)
+
+
+def _structured(values: Any, cls: Any, key: str, where: Path) -> Any:  # noqa: ANN401 - a YAML value
+    converter = SpecConverter(PluginHost.from_environment().catalog(), {})
+    try:
+        return converter.value(values, cls)
+    except Mistakes as found:
+        lines = [f"{dotted((key, *at))}: {text} ({where})" for at, text in found.items]
+        raise SpecError("\n".join(lines)) from found
