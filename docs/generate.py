@@ -17,6 +17,7 @@ import attrs
 from foundry_sdk.component import ComponentSpec
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.plugin.host import PluginHost
+from foundry_sdk.specs import legacy
 from foundry_sdk.specs.run import PretrainSpec
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -29,6 +30,7 @@ def write_all(folder: Path) -> None:
     pages = {
         "specs.md": specs_page(catalog),
         "cli.md": cli_page(),
+        "legacy.md": legacy_tables(),
         "results.md": results_table(RESULTS),
     }
     for name, text in pages.items():
@@ -94,7 +96,7 @@ def _docstring(doc: str) -> tuple[str, dict[str, str]]:
     for line in rest.splitlines():
         if line.strip() and not line.startswith(" "):
             break
-        if match := re.match(r" {4}([\w, `]+): (.*)", line):
+        if match := re.match(r" {4}(\w[\w, `]*): (.*)", line):
             names = [name.strip(" `") for name in match.group(1).split(",")]
             said |= dict.fromkeys(names, match.group(2))
         elif line.strip():
@@ -160,6 +162,39 @@ def _default(field: "attrs.Attribute[Any]") -> str:
         if attrs.has(type(value)) and len(str(value)) > 20:
             return "its own defaults"
     return "null" if value is None else f"`{value}`"
+
+
+# --- LLM Foundry's keys ---
+
+
+def legacy_tables() -> str:
+    """Return what becomes of LLM Foundry's keys that have no field here."""
+    sections = {
+        "": legacy.TOP_LEVEL,
+        "fsdp_config.": legacy.FSDP,
+        "algorithms.": legacy.ALGORITHMS,
+        "compile_config.": legacy.COMPILE,
+    }
+    noticed, refused = [], []
+    for prefix, keys in sections.items():
+        for key, rule in sorted(keys.items()):
+            if rule.notice:
+                noticed.append(f"| `{prefix}{key}` | {rule.notice.partition(': ')[2]} |")
+            elif rule.refusal:
+                fine = ", ".join(f"`{_yaml(value)}`" for value in rule.neutral)
+                why = rule.refusal.removeprefix("not supported here").removeprefix("; ")
+                refused.append(f"| `{prefix}{key}` | {fine} | {why} |")
+    for (key, value), why in sorted(legacy.VALUES.items()):
+        refused.append(f"| `{key}: {value}` | | {why} |")
+    for (family, kind), instead in sorted(legacy.COMPONENTS.items()):
+        refused.append(f"| {family} `{kind}` | | {instead} |")
+    accepted = "### Accepted without effect, with a line that says so\n\n| Key | Why |\n|---|---|\n"
+    errors = "\n\n### Refused\n\n| Key | Accepted values | Instead |\n|---|---|---|\n"
+    return accepted + "\n".join(noticed) + errors + "\n".join(refused) + "\n"
+
+
+def _yaml(value: object) -> str:
+    return "null" if value is None else json.dumps(value)
 
 
 # --- the command line ---

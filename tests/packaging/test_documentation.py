@@ -34,16 +34,26 @@ def foundry_commands(path: Path) -> Iterator[list[str]]:
     """Yield the arguments of every ``foundry`` command in the page's bash blocks."""
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
-            for part in re.split(r"&&|\|\||[|;]", line):
-                words = shlex.split(part, comments=True)
+            for words in simple_commands(line):
                 for position, word in enumerate(words):
-                    if Path(word).name == "foundry" or words[position : position + 2] == [
-                        "-m",
-                        "foundry_sdk",
-                    ]:
-                        skip = 1 if Path(word).name == "foundry" else 2
-                        yield [w for w in words[position + skip :] if not w.startswith(">")]
+                    if Path(word).name == "foundry":
+                        yield words[position + 1 :]
                         break
+                    if words[position : position + 2] == ["-m", "foundry_sdk"]:
+                        yield words[position + 2 :]
+                        break
+
+
+def simple_commands(line: str) -> list[list[str]]:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    commands: list[list[str]] = [[]]
+    for word in lexer:
+        if set(word) <= set("|&;<>"):
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    return commands
 
 
 @pytest.mark.parametrize("path", with_blocks("python"), ids=lambda path: path.stem)
@@ -91,3 +101,29 @@ def parse(command: object, arguments: list[str]) -> None:
     for word in rest:
         if word.startswith("--"):
             assert word.split("=")[0] in known, f"{' '.join(arguments)}: no option {word}"
+
+
+def whole_specs() -> list[tuple[str, str]]:
+    """Return the YAML blocks that are whole runs, with their pages."""
+    return [
+        (path.stem, block)
+        for path in PAGES
+        for block in blocks(path, "yaml")
+        if re.search(r"^model:", block, re.MULTILINE)
+    ]
+
+
+@pytest.mark.parametrize(("page", "text"), whole_specs(), ids=lambda value: value[:20])
+def test_whole_specs_on_the_page_are_right(page: str, text: str, tmp_path: Path) -> None:
+    from foundry_sdk.pretrainer import Pretrainer
+
+    file = tmp_path / f"{page}.yaml"
+    file.write_text(text)
+    assert Pretrainer.from_yaml(file).notices == ()
+
+
+def test_pages_are_found() -> None:
+    """The checks above would pass if they saw nothing."""
+    assert len(with_blocks("python")) >= 4
+    assert sum(len(list(foundry_commands(path))) for path in PAGES) >= 10
+    assert whole_specs()
