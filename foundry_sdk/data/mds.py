@@ -180,9 +180,10 @@ class ShardLayout:
 
     def shard_of_rows(self, number: int, rows: NDArray[np.uint8]) -> Shard:
         """Return shard ``number`` with equally long samples: uint8 (samples, bytes of one)."""
-        return self._finish(number, np.full(len(rows), rows.shape[1], np.int64), rows.tobytes())
+        sizes = np.full(len(rows), rows.shape[1], np.int64)
+        return self._finish(number, sizes, np.ascontiguousarray(rows).data.cast("B"))
 
-    def _finish(self, number: int, sizes: NDArray[np.int64], body: bytes) -> Shard:
+    def _finish(self, number: int, sizes: NDArray[np.int64], body: bytes | memoryview) -> Shard:
         start = 4 + 4 * (len(sizes) + 1) + len(self._config_json)
         offsets = np.concatenate([[0], np.cumsum(sizes)]) + start
         if offsets[-1] >= 1 << 32:

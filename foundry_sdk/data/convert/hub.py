@@ -172,7 +172,7 @@ class HubRows:
                     inside=before,
                     after=after,
                     place=place,
-                    read=group.row,
+                    read=(group.row - 1, group.row),
                     replaced=replaced,
                 )
                 char = 0

@@ -18,7 +18,7 @@ from foundry_sdk.data.convert.units import UNIT, Position, Unit, document_units
 from foundry_sdk.errors import DataError
 
 SUFFIXES: Final = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-LINE_LIMIT: Final = 1 << 29
+LINE_LIMIT: Final = 1 << 28
 """Bytes: a longer line is taken for a file that is no JSON Lines."""
 
 
@@ -129,7 +129,7 @@ class JsonLines:
                     inside={"file": index, "offset": block.offset, "line": block.number},
                     after=after,
                     place=where,
-                    read=before + block.end,
+                    read=(before + block.offset, before + block.end),
                     replaced=int(parsed.replaced),
                 )
                 return

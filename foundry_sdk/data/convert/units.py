@@ -107,7 +107,7 @@ def document_units(
     inside: Position,
     after: Position,
     place: str,
-    read: int,
+    read: tuple[int, int],
     replaced: int = 0,
 ) -> Iterator[Unit]:
     """Yield the units of one document that is in memory, from character ``start`` on.
@@ -119,7 +119,7 @@ def document_units(
         inside: position of the document; the character is added as ``char``.
         after: position behind the document.
         place: see ``Unit``.
-        read: see ``Unit``.
+        read: ``Unit.read`` before and after the document.
         replaced: see ``Unit``; counted in the first unit.
     """
     begin = start
@@ -130,7 +130,7 @@ def document_units(
             [text[begin:end]],
             after=after if cut is None else {**inside, "char": end},
             place=place,
-            read=read,
+            read=read[0] + (read[1] - read[0]) * end // len(text),
             continues=begin > 0,
             unfinished=cut is not None,
             replaced=replaced if begin == 0 else 0,
