@@ -118,10 +118,9 @@ def missing_index(folder: Path) -> str:
             f"{folder}: no {INDEX_NAME}, so this is no folder of MDS shards; make one with "
             "foundry data convert"
         )
-    if folder.parent.is_dir():
-        splits = sorted(path.parent.name for path in folder.parent.glob(f"*/{INDEX_NAME}"))
-        found = f"has the splits {splits}" if splits else "has no split at all"
-        return f"{folder.parent} does not contain split {folder.name!r}; it {found}"
+    splits = sorted(path.parent.name for path in folder.parent.glob(f"*/{INDEX_NAME}"))
+    if splits:
+        return f"{folder.parent} does not contain split {folder.name!r}; it has the splits {splits}"
     return f"{folder}: there is no such folder (working directory {Path.cwd()})"
 
 

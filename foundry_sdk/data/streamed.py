@@ -154,15 +154,19 @@ class VerifiedDataset(_Dataset):  # type: ignore[misc]  # untyped library
     def _check(self, shard_id: int) -> None:
         """Check the shard's file, or fetch a checked one, before the first sample is read."""
         stream = self.streams[self.stream_per_shard[shard_id]]
-        name = self.shards[shard_id].raw_data.basename
-        if (stream.folder / name).is_file():
-            try:
-                stream.check(stream.raw_file(name), fetch_again=False)
-            except DataError:
-                if stream.remote is None:
-                    raise
-                self._shard_states[shard_id] = _REMOTE  # check() has deleted the bad copy
-        if not (stream.folder / name).is_file():
+        file = stream.raw_file(self.shards[shard_id].raw_data.basename)
+        path = stream.folder / file.basename
+        problem = stream.problem(file) if path.is_file() else None
+        if problem is not None and stream.remote is None:
+            raise stream.damaged(problem)
+        if problem is not None:
+            # Other workers have found it too; one of them takes the bad copy away, once.
+            with _streaming.base.dataset.FileLock(self._cache_filelock_path):
+                is_here = self._shard_states[shard_id] not in (_REMOTE, _PREPARING)
+                if is_here and stream.problem(file) is not None:
+                    path.unlink(missing_ok=True)
+                    self._shard_states[shard_id] = _REMOTE
+        if problem is not None or not path.is_file():
             self.prepare_shard(shard_id)
         self._checked[shard_id] = 1
 

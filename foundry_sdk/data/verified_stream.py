@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from foundry_sdk.data.card import CARD_NAME, DataCard
 from foundry_sdk.data.index import INDEX_NAME, MDSIndex, ShardFile, missing_index, read_index
-from foundry_sdk.data.integrity import OFF, check_file, expected_digest
+from foundry_sdk.data.integrity import OFF, Problem, check_file, expected_digest
 from foundry_sdk.data.mds import import_streaming
 from foundry_sdk.errors import DataError
 
@@ -112,27 +112,35 @@ class VerifiedStream(_Stream):  # type: ignore[misc]  # untyped library
         return grown
 
     def check(self, file: ShardFile, *, fetch_again: bool) -> None:
-        """Compare a file with its digest.
+        """Compare a file with its digest; only the process that prepares its shard does this.
 
         Raises:
             DataError: it is damaged, and so is a second copy, or there is none to be had.
         """
         path = self.folder / file.basename
-        expected = expected_digest(file, self.card, self.digest) if self._has(file) else None
-        problem = check_file(path, file, expected)
+        problem = self.problem(file)
         if problem is not None and self.remote is not None:
             path.unlink(missing_ok=True)
             if fetch_again:
                 self._fetch(file.basename)
-                problem = check_file(path, file, expected)
+                problem = self.problem(file)
                 if problem is not None:
                     path.unlink(missing_ok=True)
         if problem is not None:
-            source = f" (fetched twice from {self.remote})" if self.remote and fetch_again else ""
-            raise DataError(
-                f"stream {self.name!r}: {problem}{source}; convert the data again or bring a "
-                "whole copy of this shard"
-            )
+            raise self.damaged(problem, fetched=fetch_again)
+
+    def problem(self, file: ShardFile) -> Problem | None:
+        """Return what is wrong with a file; None = it is whole."""
+        expected = expected_digest(file, self.card, self.digest) if self._has(file) else None
+        return check_file(self.folder / file.basename, file, expected)
+
+    def damaged(self, problem: Problem, *, fetched: bool = False) -> DataError:
+        """Return the error of a file that is wrong and stays so."""
+        source = f" (fetched twice from {self.remote})" if self.remote and fetched else ""
+        return DataError(
+            f"stream {self.name!r}: {problem}{source}; convert the data again or bring a whole "
+            "copy of this shard"
+        )
 
     def raw_file(self, basename: str) -> ShardFile:
         """Return what the index says of an unpacked shard."""
