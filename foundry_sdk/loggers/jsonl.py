@@ -94,13 +94,25 @@ def read_metrics(path: Path) -> list[MetricsLine]:
     Raises:
         RunError: a line is not what this module writes; the message has its number.
     """
-    lines: list[MetricsLine] = []
-    for number, (_, row) in enumerate(_rows(path), start=1):
-        values = {key: value for key, value in row.items() if key not in _RESERVED}
-        if not all(type(value) in {int, float} for value in values.values()):
-            raise RunError(f"{path}:{number}: expected numbers, got {row!r:.80}")
-        lines.append(MetricsLine(row["step"], float(row.get("time", 0.0)), values))
-    return lines
+    rows = enumerate(_rows(path, _content(path)), start=1)
+    return [_metrics_line(path, number, row) for number, (_, row) in rows]
+
+
+def read_last_metrics(path: Path, *, size: int = 65536) -> list[MetricsLine]:
+    """Return the lines in the last ``size`` bytes of a metrics file; [] without a file.
+
+    Raises:
+        RunError: a line is not what this module writes.
+    """
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        start = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(start)
+        data = file.read()
+    if start:
+        data = data[data.find(b"\n") + 1 :]
+    return [_metrics_line(path, None, row) for _, row in _rows(path, data)]
 
 
 def read_tables(path: Path) -> list[dict[str, Any]]:
@@ -109,7 +121,7 @@ def read_tables(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunError: a line is not what this module writes; the message has its number.
     """
-    return [row for _, row in _rows(path)]
+    return [row for _, row in _rows(path, _content(path))]
 
 
 def truncate_after(path: Path, step: int) -> None:
@@ -117,7 +129,7 @@ def truncate_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     data = path.read_bytes()
-    kept = b"".join(line for line, row in _rows(path) if row["step"] <= step)
+    kept = b"".join(line for line, row in _rows(path, data) if row["step"] <= step)
     if kept == data:
         return
     temporary = path.with_name(path.name + ".tmp")
@@ -128,10 +140,20 @@ def truncate_after(path: Path, step: int) -> None:
     temporary.replace(path)
 
 
-def _rows(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _metrics_line(path: Path, number: int | None, row: Mapping[str, Any]) -> MetricsLine:
+    values = {key: value for key, value in row.items() if key not in _RESERVED}
+    if not all(type(value) in {int, float} for value in values.values()):
+        where = path if number is None else f"{path}:{number}"
+        raise RunError(f"{where}: expected numbers, got {row!r:.80}")
+    return MetricsLine(row["step"], float(row.get("time", 0.0)), values)
+
+
+def _rows(path: Path, data: bytes) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         try:

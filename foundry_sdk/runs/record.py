@@ -127,7 +127,12 @@ class RunRecord:
         _write_json(self.path / RUN_FILE, run)
 
     def finish(
-        self, *, status: RunStatus, reason: str | None, summary: Mapping[str, float | int | str]
+        self,
+        *,
+        status: RunStatus,
+        reason: str | None,
+        summary: Mapping[str, float | int | str],
+        data: Mapping[str, Any] | None = None,
     ) -> None:
         """Write down how the run ended, and plot its loss.
 
@@ -136,6 +141,8 @@ class RunRecord:
                 it, ``failed`` after an error, ``interrupted`` by a signal.
             reason: why it did not finish.
             summary: the last numbers: steps, tokens, loss and so on.
+            data: what there is to say of the data now, such as the share that each stream had;
+                None leaves what ``start`` wrote.
 
         Raises:
             RunError: ``start`` was not called, or ``status`` is none of the four.
@@ -150,6 +157,8 @@ class RunRecord:
         ended = {"status": status, "reason": redact(reason), "finished": _now()}
         run |= {**ended, "summary": redact(_plain(summary))}
         run["attempts"][-1] |= ended
+        if data is not None:
+            run["data"] = redact(_plain(data))
         _write_json(self.path / RUN_FILE, run)
         self._plot()
 
