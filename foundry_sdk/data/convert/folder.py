@@ -120,6 +120,22 @@ class Workspace:
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self._root, ignore_errors=True)
 
+    def verify(self) -> None:
+        """Check what an earlier process has written.
+
+        Raises:
+            DataError: a shard is not what it was.
+        """
+        for entry in self.state.shards:
+            stored = entry["zip_data"] or entry["raw_data"]
+            path = self._data / stored["basename"]
+            digest = ""
+            if path.is_file():
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != stored["hashes"]["sha256"]:
+                raise DataError(f"{path}: missing or damaged; begin anew with overwrite")
+
     def begin(self) -> None:
         """Write the state as it is, so that whoever comes next knows whose folder it is."""
         self._data.mkdir(exist_ok=True)
@@ -191,6 +207,7 @@ def workspace(
         except BlockingIOError as error:
             raise DataError(f"{root}: another conversion is writing {final} now") from error
         space = Workspace(final, _state(root, arguments, resume=resume, overwrite=overwrite))
+        space.verify()
         space.begin()
         yield space
 

@@ -1,0 +1,196 @@
+"""Cuts of long documents change no ids, for the tokenizers that are said to be safe."""
+
+import json
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
+
+from foundry_sdk.data.convert.encode import rust_encoder
+from foundry_sdk.data.convert.split import Splitter, is_proven
+
+GPT4 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN = GPT4.replace("{1,3}", "")
+SAMPLE = [
+    Path(json.__file__).read_text("utf-8"),
+    Path(random.__file__).read_text("utf-8"),
+    "naïve café ﬁ Å 漢字 かな العربية 🙂 e\u0301 o\u0302\u0323 don't WON'T 1,234.5\r\n\t x\n\n\ny "
+    * 40,
+]
+
+
+def byte_level(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1500,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SAMPLE, trainer)
+    tokenizer.add_tokens(["    ", "  "])
+    return tokenizer
+
+
+def by_regex(pattern: str) -> Any:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+PROVEN: dict[str, Callable[[], Tokenizer]] = {
+    "gpt-neox": lambda: byte_level(
+        pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFC()
+    ),
+    "gpt2": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "llama3": lambda: byte_level(by_regex(GPT4)),
+    "qwen2": lambda: byte_level(by_regex(QWEN), normalizers.NFKC()),
+    "digits": lambda: byte_level(
+        pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    ),
+}
+made: dict[str, tuple[Splitter, Tokenizer]] = {}
+
+
+def splitter_of(name: str) -> tuple[Splitter, Tokenizer]:
+    if name not in made:
+        tokenizer = PROVEN[name]()
+        serialized = tokenizer.to_str()
+        made[name] = (
+            Splitter(rust_encoder(serialized), proven=is_proven(serialized)),
+            tokenizer,
+        )
+    return made[name]
+
+
+TEXTS = st.text(
+    st.sampled_from("abzAZ éÀﬁ\u0301\u0323漢🙂 \n\t\r\u00a0\u3000  ''srt.,;(_-0129½²<|>")
+    | st.characters(exclude_categories=["Cs"]),
+    min_size=20,
+    max_size=400,
+)
+
+
+@pytest.mark.parametrize("name", sorted(PROVEN))
+@settings(deadline=None, max_examples=150)
+@given(text=TEXTS, length=st.integers(1, 30))
+def test_pieces_have_the_ids_of_the_whole(name: str, text: str, length: int) -> None:
+    splitter, tokenizer = splitter_of(name)
+    assert splitter.proven
+    pieces = list(splitter.pieces(text, length))
+    assert "".join(pieces) == text
+    ids = [index for piece in pieces for index in tokenizer.encode(piece).ids]
+    assert ids == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize("name", sorted(PROVEN))
+@pytest.mark.parametrize("length", [256, 1000])
+def test_real_text_is_cut_often_and_without_loss(name: str, length: int) -> None:
+    splitter, tokenizer = splitter_of(name)
+    for text in SAMPLE:
+        pieces = list(splitter.pieces(text, length))
+        assert len(pieces) > len(text) // length // 4
+        ids = [index for piece in pieces for index in tokenizer.encode(piece).ids]
+        assert ids == tokenizer.encode(text).ids
+
+
+def test_a_cut_depends_on_the_text_behind_its_start_only() -> None:
+    splitter, _ = splitter_of("gpt2")
+    text = SAMPLE[0]
+    ends = [0]
+    while (cut := splitter.cut(text, ends[-1], 300)) is not None:
+        ends.append(cut.end)
+    for begin, end in pairwise(ends):
+        again = splitter.cut(text[begin : begin + 5 * 300], 0, 300)
+        assert again is not None
+        assert begin + again.end == end
+
+
+def unigram(**metaspace: Any) -> Tokenizer:
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**metaspace)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=800, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(SAMPLE, trainer)
+    return tokenizer
+
+
+def no_pre_tokenizer() -> Tokenizer:
+    """Like Llama 2: spaces become a letter, and words are not split before merging."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    trainer = trainers.BpeTrainer(vocab_size=800, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(SAMPLE, trainer)
+    return Tokenizer.from_str(json.dumps({**json.loads(tokenizer.to_str()), "pre_tokenizer": None}))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        unigram,
+        lambda: unigram(prepend_scheme="first", split=False),
+        no_pre_tokenizer,
+        lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
+    ],
+)
+def test_other_tokenizers_are_tried_out_at_each_cut(make: Callable[[], Tokenizer]) -> None:
+    tokenizer = make()
+    serialized = tokenizer.to_str()
+    assert not is_proven(serialized)
+    splitter = Splitter(rust_encoder(serialized), proven=False)
+    exact = 0
+    for text in SAMPLE:
+        ends, all_exact = [0], True
+        while (cut := splitter.cut(text, ends[-1], 700)) is not None:
+            ends.append(cut.end)
+            all_exact = all_exact and cut.exact
+        pieces = [text[begin:end] for begin, end in pairwise([*ends, len(text)])]
+        ids = [index for piece in pieces for index in tokenizer.encode(piece).ids]
+        if all_exact:
+            exact += 1
+            assert ids == tokenizer.encode(text).ids
+
+
+def test_a_tokenizer_whose_own_tokens_cross_a_cut_is_not_proven() -> None:
+    tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    assert is_proven(tokenizer.to_str())
+    for content, options in {"end of": {}, "stop": {"rstrip": True}}.items():
+        from tokenizers import AddedToken
+
+        changed = Tokenizer.from_str(tokenizer.to_str())
+        changed.add_tokens([AddedToken(content, **options)])
+        assert not is_proven(changed.to_str())
+    dropout = json.loads(tokenizer.to_str())
+    dropout["model"]["dropout"] = 0.1
+    assert not is_proven(json.dumps(dropout))
