@@ -73,10 +73,21 @@ def started_as_worker(environ: Mapping[str, str]) -> str | None:
 
     ``RANK`` alone does not tell: schedulers set it to the machine's number. ``accelerate launch``
     sets none of the ranks when it starts a single process.
+
+    Raises:
+        LaunchError: ``accelerate launch --cpu`` was asked for several processes. It starts one
+            (Accelerate 1.15), which would train alone without a word.
     """
     if "RANK" in environ and "LOCAL_RANK" in environ:
         return "torchrun" if "TORCHELASTIC_RUN_ID" in environ else "another launcher"
-    return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in environ else None
+    if "ACCELERATE_MIXED_PRECISION" not in environ:
+        return None
+    if environ.get("ACCELERATE_USE_CPU") == "True" and "MASTER_ADDR" in environ:
+        raise LaunchError(
+            "accelerate launch --cpu has started one process, whatever --num_processes says; use "
+            "'foundry train --nproc N', or torchrun"
+        )
+    return "accelerate launch"
 
 
 def resolve_topology(

@@ -127,3 +127,14 @@ def test_a_port_in_use_is_found_before_anything_starts():
 )
 def test_who_started_a_process_is_read_from_its_environment(environ, launcher):
     assert started_as_worker(environ) == launcher
+
+
+def test_the_one_process_that_accelerate_makes_of_several_is_refused():
+    with pytest.raises(LaunchError, match="has started one process"):
+        started_as_worker(
+            {
+                "ACCELERATE_USE_CPU": "True",
+                "ACCELERATE_MIXED_PRECISION": "no",
+                "MASTER_ADDR": "127.0.0.1",
+            }
+        )
