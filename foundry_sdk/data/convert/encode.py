@@ -12,7 +12,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from foundry_sdk.data.convert.split import Encode, Splitter, is_proven
+from foundry_sdk.data.convert.split import Encode, Guarantee, Splitter, guarantee_of
 from foundry_sdk.errors import DataError
 
 Errors = Literal["strict", "replace", "skip"]
@@ -57,10 +57,10 @@ class Vocabulary:
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
 
-    def encoder(self) -> tuple[Encode, bool]:
-        """Return the tokenizer as a function, and whether it may be cut (see ``split``)."""
+    def encoder(self) -> tuple[Encode, Guarantee]:
+        """Return the tokenizer as a function, and what is known of cuts (see ``split``)."""
         if self.tokenizer_json is not None:
-            return rust_encoder(self.tokenizer_json), is_proven(self.tokenizer_json)
+            return rust_encoder(self.tokenizer_json), guarantee_of(self.tokenizer_json)
         from foundry_sdk.data.contract import TokenizerSpec
         from foundry_sdk.data.tokenizer import load_tokenizer
 
@@ -70,7 +70,7 @@ class Vocabulary:
             options = {"truncation": False, "padding": False, "add_special_tokens": False}
             return [list(tokenizer(text, **options)["input_ids"]) for text in texts]
 
-        return encode, False
+        return encode, "none"
 
 
 def rust_encoder(tokenizer_json: str) -> Encode:
@@ -96,8 +96,8 @@ class UnitEncoder:
         self._column = column
         self._errors = errors
         if vocabulary is not None:
-            self._encode, proven = vocabulary.encoder()
-            self._splitter = Splitter(self._encode, proven=proven)
+            self._encode, guarantee = vocabulary.encoder()
+            self._splitter = Splitter(self._encode, guarantee)
 
     def lines(self, payload: bytes, *, path: str, line: int) -> Encoded:
         """Encode lines of JSON; ``line`` is the number of the first, from 1.
@@ -152,7 +152,7 @@ class UnitEncoder:
         return Encoded(data=ids.tobytes(), lengths=np.array(lengths, np.int64))
 
     def _pieces(self, text: str) -> Iterable[str]:
-        if self._splitter.proven and len(text) > _PIECE:
+        if self._splitter.guarantee == "proven" and len(text) > _PIECE:
             return self._splitter.pieces(text, _PIECE)
         return (text,)
 

@@ -156,12 +156,12 @@ def _results(conversion: Conversion, start: Position | None, job: Job) -> Iterat
         encoder = UnitEncoder(None, column=recipe.text_column, errors=recipe.errors)
         yield encode_here(encoder, source.units(start, None))
         return
-    encode, proven = facts.vocabulary.encoder()
+    encode, guarantee = facts.vocabulary.encoder()
     settings = WorkerSettings(
         vocabulary=facts.vocabulary, column=recipe.text_column, errors=recipe.errors
     )
     with encoding(settings, job.worker_count(source.total())) as pool:
-        yield pool.results(source.units(start, Splitter(encode, proven=proven)))
+        yield pool.results(source.units(start, Splitter(encode, guarantee)))
 
 
 def _packer(recipe: Recipe) -> Packer:

@@ -4,19 +4,24 @@ A tokenizer first splits text into words (pre-tokens) and then makes ids of each
 cut where the words end anyway changes nothing. For the splitting rules of byte-level BPE
 (GPT-2, GPT-NeoX, Llama 3, Qwen, GPT-4) a letter followed by a space or a newline is such a place:
 none of their patterns goes on from a letter into whitespace, and none looks back. Unicode
-normalization keeps it too, since nothing composes with a following space. For every other
-tokenizer a cut is tried out on the text around it.
+normalization keeps it too, since nothing composes with a following space. Other
+tokenizers that make ids word by word, or whose vocabulary has no entry in which whitespace
+follows a letter, have each cut tried out on the text around it. For the rest (a Unigram model over
+the whole text) nothing is promised, and every cut is counted as inexact.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import attrs
 
 Encode = Callable[[Sequence[str]], list[list[int]]]
 """Texts → ids of each, without the special tokens of a whole document."""
+
+Guarantee = Literal["proven", "checked", "none"]
+"""What is known of a tokenizer: cuts are right by its definition, if tried out, or perhaps."""
 
 _CANDIDATE: Final = re.compile(r"(?<=[^\W\d_])[ \n](?=\S)")
 _WINDOW: Final = 512
@@ -27,6 +32,8 @@ LOOK_AHEAD: Final = _SEARCH + 1
 
 _CONTEXT_FREE_NORMALIZERS: Final = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Lowercase"})
 _CONTEXT_FREE_SPLITS: Final = frozenset({"Digits", "Punctuation"})
+_WORD_SPLITS: Final = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
+_CROSSING_ENTRY: Final = re.compile(r"[^\W\d_][▁ĠĊ\s]")
 _GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LETTERS_END_AT_WHITESPACE: Final = frozenset(
     {
@@ -59,8 +66,8 @@ class Splitter:
     The cuts depend on the text and the tokenizer only, never on who asks.
     """
 
-    def __init__(self, encode: Encode, *, proven: bool) -> None:
-        self.proven = proven
+    def __init__(self, encode: Encode, guarantee: Guarantee) -> None:
+        self.guarantee = guarantee
         self._encode = encode
 
     def cut(self, text: str, start: int, length: int) -> Cut | None:
@@ -75,17 +82,19 @@ class Splitter:
         first: int | None = None
         for attempt, match in enumerate(_CANDIDATE.finditer(text, target, limit)):
             position = match.start()
-            if self.proven or self._same_ids(text, position):
+            if self.guarantee == "proven":
+                return Cut(end=position)
+            if self.guarantee == "checked" and self._same_ids(text, position):
                 return Cut(end=position)
             first = position if first is None else first
-            if attempt == _ATTEMPTS:
+            if attempt == _ATTEMPTS or self.guarantee == "none":
                 break
         if first is None and len(text) <= limit:
             return None
         return Cut(end=first or limit, exact=False)
 
     def pieces(self, text: str, length: int) -> Iterator[str]:
-        """Yield the text in pieces of about ``length`` characters; only for a proven tokenizer."""
+        """Yield the text in pieces of about ``length`` characters, as long as they are exact."""
         start = 0
         while (cut := self.cut(text, start, length)) is not None and cut.exact:
             yield text[start : cut.end]
@@ -99,18 +108,26 @@ class Splitter:
         return both == first + second
 
 
-def is_proven(tokenizer_json: str) -> bool:
-    """Tell whether the rule of this module holds for a tokenizer by its very definition."""
+def guarantee_of(tokenizer_json: str) -> Guarantee:
+    """Tell what a tokenizer's definition says of cuts between a letter and whitespace."""
     content: dict[str, Any] = json.loads(tokenizer_json)
-    return (
+    model = content["model"]
+    if model.get("dropout"):
+        return "none"
+    words = _steps(content.get("pre_tokenizer"), "pretokenizers")
+    if (
         all(
             step["type"] in _CONTEXT_FREE_NORMALIZERS
             for step in _steps(content.get("normalizer"), "normalizers")
         )
-        and _ends_words_after_letters(_steps(content.get("pre_tokenizer"), "pretokenizers"))
+        and _ends_words_after_letters(words)
         and not any(_crosses(token) for token in content.get("added_tokens") or ())
-        and not content["model"].get("dropout")
-    )
+    ):
+        return "proven"
+    if any(_makes_words(step) for step in words):
+        return "checked"
+    is_closed = model["type"] == "BPE" and not any(map(_CROSSING_ENTRY.search, model["vocab"]))
+    return "checked" if is_closed else "none"
 
 
 def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
@@ -119,6 +136,15 @@ def _steps(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     if part["type"] == "Sequence":
         return [step for inner in part[key] for step in _steps(inner, key)]
     return [part]
+
+
+def _makes_words(step: dict[str, Any]) -> bool:
+    """Tell whether a pre-tokenizer splits at whitespace at all."""
+    if step["type"] == "Metaspace":
+        return bool(step.get("split", True))
+    if step["type"] == "ByteLevel":
+        return bool(step.get("use_regex", True))
+    return step["type"] in _WORD_SPLITS
 
 
 def _ends_words_after_letters(steps: list[dict[str, Any]]) -> bool:
