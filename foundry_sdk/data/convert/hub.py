@@ -273,12 +273,15 @@ class _Group:
 def _named(dataset: str) -> Iterator[None]:
     """Say which dataset a library's error is about."""
     from datasets.exceptions import DatasetsError
+    from huggingface_hub.errors import HfHubHTTPError
 
+    # Its base is the HTTP library's own error, whichever library this release is built on.
+    network_error: type[Exception] = HfHubHTTPError.__bases__[0]
     try:
         yield
     except FoundryError:
         raise
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, DatasetsError, network_error) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise DataError(
             f"dataset {dataset!r}: {textwrap.shorten(reason, 300)}; check the name, the subset "
