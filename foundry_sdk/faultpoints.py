@@ -9,6 +9,7 @@ out-of-memory and I/O tests work). Without the variable a moment does nothing.
 import errno
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from fnmatch import fnmatchcase
@@ -19,6 +20,7 @@ ACTIONS: Final = ("kill", "eio", "enospc", "hang")
 
 # A process lives once, so what it has reached belongs to the process and not to any object.
 _reached: Final[Counter[str]] = Counter()
+_counting: Final = threading.Lock()
 
 
 def reach(point: str) -> None:
@@ -34,9 +36,10 @@ def reach(point: str) -> None:
     pattern, nth, action = _parse(fault)
     if not fnmatchcase(point, pattern):
         return
-    _reached[fault] += 1
-    if _reached[fault] != nth:
-        return
+    with _counting:
+        _reached[fault] += 1
+        if _reached[fault] != nth:
+            return
     if action == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if action == "hang":

@@ -143,12 +143,12 @@ class CheckpointStore:
         temporary = self.folder / name
         try:
             on_every_rank(ranks, about, lambda: writing.check_shared(temporary, ranks.rank))
-            files = write_tensors(temporary, tensors, world_size=ranks.world_size)
+            written = write_tensors(temporary, tensors, world_size=ranks.world_size)
             values = {rank_file(ranks.rank): per_rank}
             if ranks.rank == 0:
                 values[STATE] = scalars
             parts = on_every_rank(
-                ranks, about, lambda: writing.write_values(temporary, values, files)
+                ranks, about, lambda: writing.write_values(temporary, values, written())
             )
             manifest = writing.manifest_of(step, parts, tensors)
             on_first_rank(ranks, about, lambda: writing.commit(temporary, final, manifest))

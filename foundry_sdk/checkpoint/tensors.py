@@ -4,9 +4,12 @@ Sharded tensors (DTensor) are written by the ranks that hold them and read by an
 plain ones, equal on every rank, are written once.
 """
 
+import io
 import os
+import threading
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +26,14 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from foundry_sdk.checkpoint.files import DigestWriter, FileEntry, explain
+from foundry_sdk.checkpoint.files import FileEntry, explain, write_file
 from foundry_sdk.checkpoint.layout import TensorEntry
 from foundry_sdk.errors import CheckpointError, CheckpointWriteError
 
-_FILE_BYTES: Final = 2**30
-"""Upper end of a tensor file's size: a rank holds one file's content a second time in memory."""
+_THREADS: Final = 4
+_FILE_BYTES: Final = 2**29
+"""Upper end of a tensor file's size. Besides its tensors a rank has at most _THREADS + 2 files'
+content in memory during a save."""
 
 
 def describe(tensors: Mapping[str, Tensor]) -> dict[str, TensorEntry]:
@@ -46,22 +51,26 @@ def total_bytes(tensors: Mapping[str, Tensor]) -> int:
 
 def write_tensors(
     folder: Path, tensors: Mapping[str, Tensor], *, world_size: int
-) -> dict[str, FileEntry]:
-    """Write this rank's share into ``folder``; called on every rank. Return the files it wrote.
+) -> Callable[[], dict[str, FileEntry]]:
+    """Write this rank's share into ``folder``; called on every rank.
+
+    Returns:
+        A function that waits until this rank's files are on the disk and returns them, or raises
+        this rank's OSError. The tensors may change as soon as it is returned.
 
     Raises:
-        CheckpointError: a rank could not write; raised on every rank.
+        CheckpointWriteError: a rank could not take its tensors; raised on every rank.
     """
     if not tensors:
-        return {}
-    files = _RecordingFileSystem()
+        return dict
+    files = _BackgroundFiles()
     writer = HuggingFaceStorageWriter(
         str(folder),
         fqn_to_index_mapping=_files_of(tensors, world_size),
         save_distributed=True,
     )
     writer.fs = files
-    writer.sync_files = False  # a DigestWriter does that when it is closed
+    writer.sync_files = False  # write_file does that
     try:
         with _without_hint():
             save(
@@ -71,8 +80,12 @@ def write_tensors(
                 no_dist=world_size == 1,
             )
     except CheckpointException as error:
+        files.abandon()
         raise _first_failure(error, f"writing {folder}", CheckpointWriteError) from error
-    return files.entries()
+    except BaseException:
+        files.abandon()
+        raise
+    return files.finish
 
 
 def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, world_size: int) -> None:
@@ -95,11 +108,16 @@ def read_tensors(folder: Path, tensors: Mapping[str, Tensor], *, world_size: int
         raise _first_failure(error, f"reading {folder}", CheckpointError) from error
 
 
-class _RecordingFileSystem(FileSystem):
-    """Writes through DigestWriters and keeps their entries."""
+class _BackgroundFiles(FileSystem):
+    """Writes, digests and syncs files in threads, while the next ones are put together.
+
+    At most ``_THREADS`` files wait in memory.
+    """
 
     def __init__(self) -> None:
-        self._writers: list[DigestWriter] = []
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="checkpoint")
+        self._free = threading.BoundedSemaphore(_THREADS)
+        self._jobs: dict[str, Future[FileEntry]] = {}
 
     @contextmanager
     def create_stream(
@@ -107,17 +125,47 @@ class _RecordingFileSystem(FileSystem):
         path: str | os.PathLike[str],
         mode: str,  # noqa: ARG002 - the base class's signature; always "wb"
     ) -> Generator[Any, None, None]:
-        writer = DigestWriter(Path(path))
-        self._writers.append(writer)
-        try:
-            yield writer
-        except BaseException:
-            writer.abandon()
-            raise
-        writer.close()
+        content = _Content()
+        yield content
+        whole = Path(path)
+        self._free.acquire()
+        self._jobs[whole.name] = self._pool.submit(self._write, whole, content.parts)
 
-    def entries(self) -> dict[str, FileEntry]:
-        return {w.path.name: w.entry for w in self._writers if w.entry is not None}
+    def finish(self) -> dict[str, FileEntry]:
+        """Wait for all files; return their entries or raise the first OSError."""
+        try:
+            return {name: job.result() for name, job in self._jobs.items()}
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of what is not yet begun, and wait for the rest."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _write(self, path: Path, parts: list[bytes]) -> FileEntry:
+        try:
+            return write_file(path, *parts)
+        finally:
+            parts.clear()
+            self._free.release()
+
+
+class _Content(io.RawIOBase):
+    """Keeps what is written, without copying it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return sum(map(len, self.parts))
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - whatever has a buffer
+        self.parts.append(bytes(data))  # the same object where it is bytes already
+        return len(self.parts[-1])
 
 
 class _ContiguousSavePlanner(DefaultSavePlanner):

@@ -1,7 +1,9 @@
 """Finding checkpoints that are whole: every file with the size and digest it was written with."""
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Final
 
 import attrs
 
@@ -16,6 +18,7 @@ from foundry_sdk.checkpoint.layout import (
 from foundry_sdk.checkpoint.ranks import Ranks, on_every_rank, on_first_rank
 from foundry_sdk.errors import CheckpointError
 
+_THREADS: Final = 4
 _log = logging.getLogger(__name__)
 
 
@@ -45,9 +48,14 @@ def check_whole(path: Path, *, part: int = 0, parts: int = 1) -> None:
     try:
         manifest = read_manifest(path)
         check_names(path, manifest)
-        for name in sorted(manifest.files)[part::parts]:
-            if digest_file(path / name) != manifest.files[name]:
-                raise CheckpointError(f"{name}: damaged: its SHA-256 is not that of the manifest")
+        names = sorted(manifest.files)[part::parts]
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="verify") as pool:
+            found = zip(names, pool.map(lambda name: digest_file(path / name), names), strict=True)
+            for name, entry in found:
+                if entry != manifest.files[name]:
+                    raise CheckpointError(
+                        f"{name}: damaged: its SHA-256 is not that of the manifest"
+                    )
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     except OSError as error:

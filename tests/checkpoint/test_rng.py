@@ -42,6 +42,7 @@ def test_a_damaged_state_is_an_error():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_cuda_generator_goes_on_too():
     state = json.loads(json.dumps(capture_rng()))
     expected = torch.randn(4, device="cuda")
