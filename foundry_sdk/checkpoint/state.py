@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -32,11 +33,13 @@ def model_and_optimizer_tensors(
     """Return the tensors of a model and its optimizer by name, and the optimizer's numbers.
 
     The tensors are the live ones: sharded where the model is, tied weights once, persistent
-    buffers included.
+    buffers included. Weights that a forward left gathered are sharded again (FSDP2); where
+    ``module`` is a part of what FSDP wraps as a whole, that is up to the caller.
 
     Raises:
         CheckpointError: the optimizer has a parameter that is not the module's.
     """
+    _reshard(module)
     tensors = {MODEL + name: tensor for name, tensor in _model_tensors(module)}
     if optimizer is None:
         return tensors, {}
@@ -90,6 +93,7 @@ def load_into(
         CheckpointError: the checkpoint is of another model or optimizer.
     """
     if optimizer is not None:
+        _reshard(module)
         _make_state(module, optimizer, checkpoint.manifest.tensors)
     tensors, _ = model_and_optimizer_tensors(module, optimizer)
     prefix = MODEL if optimizer is None else ""
@@ -135,6 +139,12 @@ def restore_numbers(module: nn.Module, optimizer: Optimizer, scalars: Mapping[st
             numbers = stored["state"].get(_name_of(parameter, names), {})
             for key, number in numbers.items():
                 _restore_number(optimizer, group, parameter, key, number)
+
+
+def _reshard(module: nn.Module) -> None:
+    for submodule in module.modules():
+        if isinstance(submodule, FSDPModule):
+            submodule.reshard()
 
 
 def _model_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -107,6 +107,28 @@ def test_tensors_are_spread_over_files_of_bounded_size(folder, ranks, monkeypatc
     load_on(ranks, folder, 1, 2)
 
 
+def test_a_forward_that_leaves_weights_gathered_does_not_disturb_a_save(folder, ranks):
+    def work(peers):
+        model, optimizer = build(2, seed=0)
+        train(model, optimizer, 1)
+        expected = whole(model_and_optimizer_tensors(model, optimizer)[0])
+        model.set_reshard_after_forward(False)
+        with torch.no_grad():
+            model(torch.arange(7))
+        assert not isinstance(next(model.parameters()), DTensor)
+        tensors, scalars = model_and_optimizer_tensors(model, optimizer)
+        store = CheckpointStore(folder, peers)
+        store.save(1, tensors, scalars, {})
+        with torch.no_grad():
+            model(torch.arange(7))
+        load_into(store, store.newest(), model, optimizer)
+        actual = whole(model_and_optimizer_tensors(model, optimizer)[0])
+        for name, value in expected.items():
+            assert torch.equal(actual[name], value), name
+
+    assert ranks(2, work) == [0, 0]
+
+
 def test_a_replicated_model_is_written_once(folder, ranks):
     def work(peers):
         torch.manual_seed(0)
