@@ -107,7 +107,12 @@ class VerifiedStream(_Stream):  # type: ignore[misc]  # untyped library
         try:
             grown += int(super().prepare_shard(shard))
         except _unpacking_errors() as error:
-            raise DataError(f"{path}: the shard cannot be unpacked ({error})") from error
+            advice = (
+                "; to keep this folder as it is, name it remote: and give a local: to unpack into"
+                if self.remote is None and isinstance(error, OSError)
+                else ""
+            )
+            raise DataError(f"{path}: the shard cannot be unpacked ({error}){advice}") from error
         self.check(self._files[raw.basename], fetch_again=False)
         return grown
 
