@@ -11,6 +11,7 @@ from foundry_sdk import __version__
 from foundry_sdk.cli import (
     check,
     data,
+    model,
     plan,
     plugins,
     train,
@@ -29,6 +30,7 @@ app = typer.Typer(
 for commands in (
     check,
     data,
+    model,
     plan,
     plugins,
     train,
