@@ -14,6 +14,7 @@ from foundry_sdk.cli import (
     model,
     plan,
     plugins,
+    runs,
     train,
 )
 from foundry_sdk.errors import FoundryError
@@ -33,6 +34,7 @@ for commands in (
     model,
     plan,
     plugins,
+    runs,
     train,
 ):
     commands.register(app)
