@@ -98,6 +98,11 @@ class CheckpointStore:
 
         def take() -> None:
             self._lock = writing.take_folder(self.folder)
+            if self._keep == 1:
+                _log.warning(
+                    "save_num_checkpoints_to_keep: 1: two are kept, as the newest alone may be "
+                    "found damaged when it is needed"
+                )
 
         on_first_rank(self._ranks, about, take)
         on_every_rank(

@@ -121,6 +121,8 @@ def train(
     launcher = started_as_worker(os.environ)
     if launcher is not None:
         _refuse_options(options, launcher)
+        if "RANK" not in os.environ:
+            typer.echo(f"started by {launcher} as the only process", err=True)
         _run_here(trainer, say_notices=os.environ.get("RANK", "0") == "0")
         return
     devices = device_count()

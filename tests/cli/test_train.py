@@ -210,6 +210,7 @@ def test_accelerate_launch_starts_the_process_that_trains(spec, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "runs" / "run")) == 2
+    assert "started by accelerate launch as the only process" in done.stderr
 
 
 def test_mistakes_are_said_once_before_anything_starts(spec, tmp_path):
@@ -284,6 +285,27 @@ def test_sigterm_saves_and_exits_143_and_the_run_goes_on(spec, tmp_path, nproc):
     )
     assert done.returncode == 0, done.stderr
     assert sorted(losses(run)) == list(range(1, step + 4))
+
+
+@pytest.mark.slow
+def test_sigterm_at_any_moment_ends_with_143_and_loses_no_step(spec, tmp_path):
+    path = spec(duration="20000ba")
+    run = tmp_path / "runs" / "run"
+    generator = random.Random(5)  # noqa: S311
+    before = 0
+    for _ in range(8):
+        process = start("train", path, "-n", 2, "autoresume=true", "save_interval=50ba")
+        time.sleep(generator.uniform(0.2, 14.0))
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 143, said
+        if (run / "metrics.jsonl").exists():
+            last = max(losses(run), default=0)
+            assert last >= before
+            before = last
+    found = sorted((run / "checkpoints").glob("step-*"))
+    assert found
+    assert int(found[-1].name.removeprefix("step-")) == before
 
 
 def descendants(pid):
