@@ -120,9 +120,7 @@ def train(
     trainer = Pretrainer.from_yaml(spec, overrides or ())
     launcher = started_as_worker(os.environ)
     if launcher is not None:
-        _refuse_options(options, launcher)
-        if "RANK" not in os.environ:
-            typer.echo(f"started by {launcher} as the only process", err=True)
+        _check_place(options, launcher)
         _run_here(trainer, say_notices=os.environ.get("RANK", "0") == "0")
         return
     devices = device_count()
@@ -182,8 +180,10 @@ def _exit_code(result: "RunResult") -> int:
     return 0 if known is None else 128 + known
 
 
-def _refuse_options(options: "LaunchOptions", launcher: str) -> None:
+def _check_place(options: "LaunchOptions", launcher: str) -> None:
     """Refuse options that lay processes out where another program has done so.
+
+    ``accelerate launch`` may have started one process on a machine with several GPUs; say so.
 
     Raises:
         LaunchError: one is given.
@@ -196,6 +196,8 @@ def _refuse_options(options: "LaunchOptions", launcher: str) -> None:
             f"{', '.join(given)}: this process was started by {launcher}, which has already said "
             "how many there are; leave the option(s) out"
         )
+    if "RANK" not in os.environ:
+        typer.echo(f"started by {launcher} as the only process", err=True)
 
 
 def _refuse_files(options: "LaunchOptions") -> None:
