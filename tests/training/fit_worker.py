@@ -1,4 +1,4 @@
-"""One rank of a small run: builds a spec in Python and trains; arguments are JSON.
+"""One rank of small runs: builds specs in Python and trains; the argument is a list in JSON.
 
 The data is a table of numbers in memory, cut by rank, with labels of uneven count, so that a mean
 of means would show.
@@ -14,11 +14,15 @@ from typing import Any
 import attrs
 import torch
 
-from foundry_sdk.batch import IGNORE_INDEX, Batch
+from foundry_sdk.batch import IGNORE_INDEX, Batch, LossOutput
 from foundry_sdk.callbacks.contract import CallbackSpec
+from foundry_sdk.callbacks.guards import LossSpikeGuardSpec, NaNMonitorSpec
 from foundry_sdk.data.contract import BatchSource, DataSpec, LoaderContext, TokenizerSpec
 from foundry_sdk.events import RunStarted, StepFinished, Stop
 from foundry_sdk.hookspecs import hookimpl
+from foundry_sdk.losses.contract import LossSpec
+from foundry_sdk.losses.cross_entropy import CrossEntropy
+from foundry_sdk.losses.module import LogitsLoss
 from foundry_sdk.models.mpt.spec import AttentionSpec, MPTSpec
 from foundry_sdk.optim.schedules import CosineWithWarmupSpec
 from foundry_sdk.optim.specs import DecoupledAdamWSpec
@@ -120,9 +124,38 @@ class KillAt:
         return None
 
 
+@attrs.frozen(kw_only=True)
+class PoisonedSpec(LossSpec):
+    """Cross-entropy that turns into something else in one training forward of one rank."""
+
+    kind = "poisoned"
+    forward: int
+    rank: int
+    factor: float
+
+    def build(self) -> LogitsLoss:
+        return Poisoned(self)
+
+
+class Poisoned(LogitsLoss):
+    def __init__(self, spec: PoisonedSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.inner = CrossEntropy()
+        self.forwards = 0
+
+    def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> LossOutput:
+        loss_sum, count = self.inner(logits, labels)
+        self.forwards += self.training
+        hit = self.training and self.forwards == self.spec.forward
+        if hit and int(os.environ.get("RANK", "0")) == self.spec.rank:
+            loss_sum = loss_sum * self.spec.factor
+        return LossOutput(loss_sum, count)
+
+
 def main(arguments: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
-    kill = arguments.get("kill")
+    kill, poison, guard = (arguments.get(key) for key in ("kill", "poison", "guard"))
     spec = PretrainSpec(
         model=MPTSpec(
             d_model=32,
@@ -152,11 +185,22 @@ def main(arguments: Mapping[str, Any]) -> None:
         autoresume=arguments.get("autoresume", False),
         save_interval=Duration.parse(arguments.get("save", "5ba")),
         log_to_console=False,
-        callbacks=(KillAtSpec(step=kill[0], how=kill[1]),) if kill else (),
+        loss=PoisonedSpec(**poison) if poison else None,
+        callbacks=(
+            *([KillAtSpec(step=kill[0], how=kill[1])] if kill else []),
+            *([NaNMonitorSpec(policy="skip")] if arguments.get("skip_nan") else []),
+            *([LossSpikeGuardSpec(**guard)] if guard else []),
+        ),
+        load_path=arguments.get("load_path"),
+        load_weights_only=arguments.get("load_weights_only", False),
+        eval_first=arguments.get("eval_first", False),
     )
     result = Pretrainer(spec).fit()
     assert result.run_dir == Path(arguments["root"]) / arguments["name"]
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    for run in json.loads(sys.argv[1]):
+        # A port of its own: a quick rank would meet the store of the run before at the same one.
+        os.environ["MASTER_PORT"] = run["port"]
+        main(run)

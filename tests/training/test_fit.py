@@ -29,10 +29,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def run(arguments: dict[str, Any], world_size: int = 1, expect: int = 0) -> None:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = str(listener.getsockname()[1])
+def run(
+    arguments: dict[str, Any] | list[dict[str, Any]], world_size: int = 1, expect: int = 0
+) -> list[str]:
+    """Run the worker, once or several times, on so many ranks; return what each wrote to stderr."""
+    runs = arguments if isinstance(arguments, list) else [arguments]
+    runs = [arguments | {"port": free_port()} for arguments in runs]
     base = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}}
     processes = []
     for rank in range(world_size):
@@ -42,15 +44,24 @@ def run(arguments: dict[str, Any], world_size: int = 1, expect: int = 0) -> None
             "WORLD_SIZE": str(world_size),
             "LOCAL_WORLD_SIZE": str(world_size),
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
         }
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(WORKER), json.dumps(arguments)],
+                [sys.executable, str(WORKER), json.dumps(runs)],
                 env=base | (ranks if world_size > 1 else {}) | {"OMP_NUM_THREADS": "1"},
+                stderr=subprocess.PIPE,
+                text=True,
             )
         )
-    assert [process.wait(timeout=300) for process in processes] == [expect] * world_size
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [expect] * world_size, told
+    return told
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def read(arguments: dict[str, Any]) -> Metrics:
@@ -93,27 +104,39 @@ def test_the_reference_learns_and_evaluates(reference: dict[str, Any]) -> None:
     assert (folder / "loss.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(
-    ("world_size", "microbatch", "fsdp"),
-    [
-        (1, 1, None),
-        (1, 3, None),
-        (2, 4, None),
-        (2, 3, None),
-        (2, 1, {"sharding_strategy": "FULL_SHARD"}),
-        (2, 4, {"sharding_strategy": "SHARD_GRAD_OP", "activation_checkpointing": True}),
-    ],
-)
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"1x1": {"microbatch": 1}, "1x3": {"microbatch": 3}},
+    2: {
+        "2x4": {"microbatch": 4},
+        "2x3": {"microbatch": 3},
+        "2x1-sharded": {"microbatch": 1, "fsdp": {"sharding_strategy": "FULL_SHARD"}},
+        "2x4-partly-sharded": {
+            "microbatch": 4,
+            "fsdp": {"sharding_strategy": "SHARD_GRAD_OP", "activation_checkpointing": True},
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def layouts(
+    reference: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Metrics]:
+    """The reference's run in other layouts, those of one world size in the same processes."""
+    root = {"root": str(tmp_path_factory.mktemp("layouts"))}
+    found = {}
+    for world_size, options in LAYOUTS.items():
+        runs = {name: reference | root | {"name": name} | own for name, own in options.items()}
+        run(list(runs.values()), world_size)
+        found |= {name: read(arguments) for name, arguments in runs.items()}
+    return found
+
+
+@pytest.mark.parametrize("layout", [name for options in LAYOUTS.values() for name in options])
 def test_every_layout_gives_the_same_losses_and_norms(
-    reference: dict[str, Any],
-    tmp_path: Path,
-    world_size: int,
-    microbatch: int,
-    fsdp: dict[str, Any] | None,
+    reference: dict[str, Any], layouts: dict[str, Metrics], layout: str
 ) -> None:
-    own = reference | {"root": str(tmp_path), "name": "own", "microbatch": microbatch, "fsdp": fsdp}
-    run(own, world_size)
-    expected, found = read(reference), read(own)
+    expected, found = read(reference), layouts[layout]
     assert sorted(found) == sorted(expected)
     for step, values in expected.items():
         for key, value in values.items():
@@ -127,11 +150,10 @@ def test_a_killed_run_goes_on_bit_for_bit(
     fsdp = {"sharding_strategy": "FULL_SHARD"} if world_size > 1 else None
     whole = reference | {"root": str(tmp_path), "name": "whole", "dropout": 0.1, "fsdp": fsdp}
     whole["microbatch"] = 2
-    run(whole, world_size)
     # Steps 6 and 7 are made, lost with the process, and made again from the checkpoint of step 5.
-    killed = whole | {"name": "killed", "autoresume": True, "kill": [7, "kill"]}
-    run(killed, world_size, expect=9)
-    run(killed | {"kill": None}, world_size)
+    killed = whole | {"name": "killed", "autoresume": True}
+    run(killed | {"kill": [7, "kill"]}, world_size, expect=9)
+    run([killed, whole], world_size)
     assert read(killed) == read(whole)
 
 
@@ -139,11 +161,12 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     reference: dict[str, Any], tmp_path: Path
 ) -> None:
     own = reference | {"root": str(tmp_path), "name": "own", "autoresume": True}
-    run(own | {"kill": [8, "stop"]})
+    run([own | {"kill": [8, "stop"]}, own])
     record = json.loads((tmp_path / "own" / "run.json").read_text("utf-8"))
-    assert (record["status"], record["reason"]) == ("stopped", "enough")
+    first, second = record["attempts"]
+    assert (first["status"], first["reason"]) == ("stopped", "enough")
+    assert second["status"] == "finished"
     assert (tmp_path / "own" / "checkpoints" / "step-000008" / "manifest.json").is_file()
-    run(own)
     assert read(own) == read(reference)
 
 
@@ -155,3 +178,82 @@ def test_a_sharded_run_goes_on_in_one_process(reference: dict[str, Any], tmp_pat
     for step, values in expected.items():
         for key, value in values.items():
             assert found[step][key] == pytest.approx(value, rel=2e-6), (step, key)
+
+
+def test_not_a_number_on_one_rank_ends_the_run_before_the_update(
+    reference: dict[str, Any], tmp_path: Path
+) -> None:
+    own = reference | {"root": str(tmp_path), "name": "own", "microbatch": 4, "autoresume": True}
+    poison = {"forward": 8, "rank": 1, "factor": math.nan}  # one forward a step: step 8
+    told = run(own | {"poison": poison}, 2, expect=1)
+    for text in told:
+        assert "NonFiniteError: nan_monitor: step 8: loss nan" in text
+        assert "step-000005" in text
+    record = json.loads((tmp_path / "own" / "run.json").read_text("utf-8"))
+    assert record["status"] == "failed"
+    # Nothing of the bad step is in the weights or in the folder: the run goes on as if it had
+    # not been.
+    run(own, 2)
+    expected, found = read(reference), read(own)
+    for step, values in expected.items():
+        for key, value in values.items():
+            assert found[step][key] == pytest.approx(value, rel=2e-6), (step, key)
+
+
+@pytest.mark.parametrize(
+    ("factor", "option"),
+    [
+        (math.inf, {"skip_nan": True}),
+        (100.0, {"guard": {"window": 3, "factor": 2.0, "sigma": None}}),
+    ],
+    ids=["nan", "spike"],
+)
+def test_a_bad_step_is_left_out_on_all_ranks_alike(
+    reference: dict[str, Any], tmp_path: Path, factor: float, option: dict[str, Any]
+) -> None:
+    own = reference | {"root": str(tmp_path), "microbatch": 4} | option
+    arguments = [
+        own | {"name": str(rank), "poison": {"forward": 8, "rank": rank, "factor": factor}}
+        for rank in (0, 1)
+    ]
+    run(arguments, 2)
+    runs = [read(each) for each in arguments]
+    # Whose loss was bad makes no difference once the update is left out, and the run goes on
+    # with other weights than one that made all updates.
+    for step in range(9, 13):
+        assert runs[0][step] == runs[1][step]
+        assert runs[0][step]["loss/train/total"] != read(reference)[step]["loss/train/total"]
+        assert math.isfinite(runs[0][step]["loss/train/total"])
+
+
+def test_only_the_weights_are_taken(reference: dict[str, Any], tmp_path: Path) -> None:
+    folder = Path(reference["root"]) / "reference"
+    own = reference | {
+        "root": str(tmp_path),
+        "name": "own",
+        "load_path": str(folder),
+        "load_weights_only": True,
+        "eval_first": True,
+        "duration": "3ba",
+    }
+    run(own)
+    found = read(own)
+    key = "metrics/eval/LanguageCrossEntropy"
+    assert found[0][key] == read(reference)[12][key]  # its weights …
+    assert found[1]["time/batch"] == 1.0  # … and a run of its own
+
+
+def test_a_whole_checkpoint_of_another_run_is_gone_on_from(
+    reference: dict[str, Any], tmp_path: Path
+) -> None:
+    step_10 = Path(reference["root"]) / "reference" / "checkpoints" / "step-000010"
+    own = reference | {"root": str(tmp_path), "name": "own", "load_path": str(step_10)}
+    run(own)
+    expected = read(reference)
+    assert read(own) == {step: expected[step] for step in (11, 12)}
+
+
+def test_a_folder_that_holds_a_run_is_refused(reference: dict[str, Any]) -> None:
+    [told] = run(reference, expect=1)
+    assert "already holds a run (finished" in told
+    assert "autoresume: true" in told
