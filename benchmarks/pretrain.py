@@ -39,7 +39,6 @@ def measure(case: str, data: Path, tokenizer: str, steps: int, root: Path) -> di
         f"max_duration={steps}ba",
         "scheduler.t_warmup=10ba",
         "eval_loader=null",
-        "save_interval=0ba",
         "save_weights_only=true",
         "callbacks.speed_monitor.window_size=1",
         "train_loader.num_workers=4",
