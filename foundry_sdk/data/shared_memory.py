@@ -45,6 +45,8 @@ def reclaim() -> list[str]:
     removed: list[str] = []
     for path in SHARED_MEMORY.glob(f"{'[0-9]' * 13}_locals"):
         try:
+            if path.stat().st_uid != os.getuid():  # whose process may be hidden from us
+                continue
             made_by = json.loads(path.read_bytes().strip(b"\0"))
             is_left = isinstance(made_by, dict) and _is_left_over(made_by)
         except (OSError, ValueError):

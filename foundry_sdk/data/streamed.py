@@ -208,6 +208,8 @@ def _on_all_ranks(action: Callable[[], None]) -> None:
         action()
     except FoundryError as error:
         failure = error
+    except OSError as error:  # such as a folder that this rank may not write
+        failure = DataError(f"the data cannot be opened: {error}")
     if not distributed.is_initialized():
         if failure is not None:
             raise failure

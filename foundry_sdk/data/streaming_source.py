@@ -148,9 +148,10 @@ class StreamingSource:
                 f"of a global batch of {self._global_batch}; resume with the batch size it had"
             )
         self._epoch, self._batch, self._fresh = int(state["epoch"]), batch, True
+        self._generation += 1
+        if self._order_epoch != self._epoch:
+            self._set_order(self._epoch, self._global_batches(self._epoch))
         names = [stream.name for stream in self._dataset.streams]
-        self._taken_before = np.zeros(len(names), np.int64)
-        self._set_order(self._epoch, self._global_batches(self._epoch))
         total = np.array([int(state["stream_samples"].get(name, 0)) for name in names], np.int64)
         self._taken_before = total - self._counts[self._batch]
 
@@ -250,7 +251,9 @@ class StreamingSource:
             )
 
     def _make_loader(self, options: WorkerOptions) -> "DataLoader[Any]":
-        workers = options.num_workers
+        workers = min(options.num_workers, len(os.sched_getaffinity(0)))
+        if workers < options.num_workers:
+            _log.info("num_workers: %d, as there are no more CPU cores", workers)
         return DataLoader(
             self._rows,
             batch_size=None,

@@ -201,10 +201,11 @@ class ShardsSpec:
                 "must not; use random in eval_loader"
             )
         canonical = self.num_canonical_nodes or _NODE_CANONICAL.get(self.shuffle_algo, 1)
+        streams = self._streams(context)
         return VerifiedDataset.open(
-            self._streams(context),
+            streams,
             epoch_size=self.epoch_size,
-            cache_limit=self.cache_limit,
+            cache_limit=self._cache_limit(streams),
             sampling_method=self.sampling_method,
             sampling_granularity=self.sampling_granularity,
             num_canonical_nodes=canonical,
@@ -215,6 +216,19 @@ class ShardsSpec:
             shuffle_block_size=self.shuffle_block_size,
             batching_method=self.batching_method,
         )
+
+    def _cache_limit(self, streams: "list[VerifiedStream]") -> int | str | None:
+        """Return the limit; where nothing is fetched there is no cache to limit."""
+        kept = [stream.name for stream in streams if stream.remote is None]
+        if self.cache_limit is None or len(kept) == len(streams):
+            return None
+        if kept:
+            raise DataError(
+                f"cache_limit deletes shards that can be fetched again, but those of {kept} are "
+                "nowhere else; name their folder remote: and give another local:, or leave out "
+                "cache_limit"
+            )
+        return self.cache_limit
 
     def _streams(self, context: LoaderContext) -> "list[VerifiedStream]":
         from foundry_sdk.data.verified_stream import VerifiedStream

@@ -111,6 +111,16 @@ def test_the_state_at_the_end_of_an_epoch_leads_to_the_next(mds, context, opened
     assert numbers(second) == numbers(first)
 
 
+def test_an_iterator_is_over_once_another_position_is_loaded(mds, context, opened):
+    source = opened(spec(mds(24), shuffle=True), context())
+    start = source.state_dict()
+    old = iter(source)
+    first = next(old).sample_ids.tolist()
+    source.load_state_dict(start)
+    assert list(old) == []
+    assert numbers(source)[0] == first
+
+
 def test_the_global_random_state_is_left_alone(mds, context, opened):
     source = opened(spec(mds(24), shuffle=True, workers=2), context())
     torch.manual_seed(3)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from foundry_sdk.data import shared_memory
@@ -53,6 +54,20 @@ def test_one_flipped_bit_of_a_local_shard_is_found(mds, context, workers, hashes
         read_all(context, local=str(folder), workers=workers)
     assert f"{shard(folder, 1)}: is damaged" in str(error.value)
     assert "Traceback" not in str(error.value)
+
+
+def test_a_flip_at_any_place_is_found(mds, context):
+    folder = mds(60)
+    paths = sorted(folder.glob("shard*"))
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        path = paths[random.integers(len(paths))]
+        position = int(random.integers(path.stat().st_size))
+        flip(path, position)
+        with pytest.raises(DataError, match=f"{path.name}: is damaged"):
+            read_all(context, local=str(folder))
+        flip(path, position)
+    assert read_all(context, local=str(folder)) == list(range(60))
 
 
 def test_shards_can_be_read_without_their_digest(mds, context):
@@ -197,6 +212,19 @@ def test_a_cache_limit_is_kept(mds, context, tmp_path):
         largest = max(largest, sum(sizes))
     source.close()
     assert 0 < largest <= 20000 < sum(path.stat().st_size for path in remote.glob("shard*"))
+
+
+def test_a_cache_limit_never_deletes_the_only_copy(mds, context, tmp_path):
+    local, remote = mds(60, name="local"), mds(60, name="remote")
+    streams = {
+        "kept": StreamSpec(local=str(local)),
+        "fetched": StreamSpec(remote=str(remote), local=str(tmp_path / "cache")),
+    }
+    with pytest.raises(DataError, match=r"but those of \['kept'\] are nowhere else"):
+        build(context, streams=streams, cache_limit=20000)
+    before = set(local.iterdir())
+    assert read_all(context, local=str(local), cache_limit=1) == list(range(60))
+    assert set(local.iterdir()) == before
 
 
 def test_a_cache_of_unpacked_shards_is_data_of_its_own(mds, context, tmp_path):
