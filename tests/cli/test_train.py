@@ -348,3 +348,33 @@ def test_killed_at_random_moments_the_loss_curve_is_the_uninterrupted_one(spec, 
     assert process.returncode == 0
     assert kills >= 3
     assert losses(run) == expected
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_75_and_the_run_goes_on_once_there_is_room(spec, tmp_path):
+    path = spec()
+    assert foundry("train", path, "run_name=oracle").returncode == 0
+    full = foundry("train", path, FOUNDRY_FAULT="checkpoint.write:12:enospc")
+    assert full.returncode == 75
+    assert "no space left" in full.stderr
+    assert "Traceback" not in full.stderr
+    checkpoints = tmp_path / "runs" / "run" / "checkpoints"
+    assert sorted(p.name for p in checkpoints.iterdir() if p.is_dir()) == ["step-000003"]
+    done = foundry("train", path, "autoresume=true")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "runs" / "run") == losses(tmp_path / "runs" / "oracle")
+
+
+@pytest.mark.slow
+def test_killed_inside_of_saves_the_loss_curve_is_the_uninterrupted_one(spec, tmp_path):
+    path = spec(duration="30ba")
+    assert foundry("train", path, "-n", 2, "run_name=oracle").returncode == 0
+    run = tmp_path / "runs" / "run"
+    for nth in range(1, 62, 9):
+        fault = f"checkpoint.*:{nth}:kill"
+        killed = foundry("train", path, "-n", 2, "autoresume=true", FOUNDRY_FAULT=fault)
+        assert killed.returncode == 128 + signal.SIGKILL, killed.stderr
+        assert "was killed by SIGKILL" in killed.stderr
+    done = foundry("train", path, "-n", 2, "autoresume=true")
+    assert done.returncode == 0, done.stderr
+    assert losses(run) == losses(tmp_path / "runs" / "oracle")
