@@ -99,7 +99,7 @@ def diff(
       foundry diff run-a run-b
       foundry diff run-a runs/run-b --json
     """
-    from foundry_sdk.runs.diff import diff_runs
+    from foundry_sdk.runs.diff import diff_runs, is_parameter_norm
     from foundry_sdk.runs.listing import find_run
 
     found = diff_runs(find_run(first, root=root), find_run(second, root=root))
@@ -109,7 +109,10 @@ def diff(
     names = (found.first, found.second)
     _print_differences("spec", names, found.spec)
     _print_differences("versions, data, devices", names, found.environment)
-    _print_differences("last metrics", names, found.metrics)
+    shown = [one for one in found.metrics if not is_parameter_norm(one.path)]
+    _print_differences("last metrics", names, shown)
+    if len(shown) < len(found.metrics):
+        typer.echo(f"and {len(found.metrics) - len(shown)} norms by parameter (--json has them)")
     typer.echo(_loss_text(found.loss))
 
 

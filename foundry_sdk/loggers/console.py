@@ -2,7 +2,7 @@
 
 import sys
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 from foundry_sdk.events import (
     EvaluationFinished,
@@ -27,6 +27,9 @@ _SHORT: Final = {
     "metrics/train/LanguagePerplexity": "Perplexity",
     "loss/train/total": "loss/train/total",
 }
+# Four norms for each of hundreds of parameters are for a plot, not for reading.
+_NORMS: Final = "l2_norm/"
+_GLOBAL_NORM: Final = "l2_norm/grad/global"
 # What the line's head says already.
 _IN_HEAD: Final = frozenset({"time/batch", "time/epoch", "time/sample", "time/token"})
 _RATE_WINDOW: Final = 20
@@ -34,6 +37,8 @@ _RATE_WINDOW: Final = 20
 
 class ConsoleLogger:
     """Prints the metrics logged since the last time, every ``interval`` and at the first moment.
+
+    Norms by parameter are left to the other loggers.
 
     Numbers that a terminal's progress bar would overwrite are printed above it; anywhere else
     than on a terminal there is no bar, and lines are all that is written.
@@ -105,7 +110,9 @@ class ConsoleLogger:
         train = {
             key: value
             for key, value in event.metrics.items()
-            if not key.startswith("metrics/eval") and key not in _IN_HEAD
+            if not key.startswith("metrics/eval")
+            and key not in _IN_HEAD
+            and (key == _GLOBAL_NORM or not key.startswith(_NORMS))
         }
         self._pending |= train
         if self._last is None or not train:
@@ -155,7 +162,8 @@ class ConsoleLogger:
         ordered |= self._pending
         lines = [f"{self._head(event)}:"]
         for key, value in ordered.items():
-            lines.append(f"{_INDENT}Train {_SHORT.get(key, key)}: {_number(value)}")
+            text = f"{value:.4f}" if key in _SHORT else _number(value)
+            lines.append(f"{_INDENT}Train {_SHORT.get(key, key)}: {text}")
         self._write("\n".join(lines))
         self._pending.clear()
         self._printed_before, self._due = True, False
@@ -203,5 +211,8 @@ def _eval_key(key: str) -> str:
     return short.replace("LanguagePerplexity", "Perplexity")
 
 
-def _number(value: Any) -> str:  # noqa: ANN401 - what a logger is handed
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _number(value: float) -> str:
+    """Return four decimals, or four digits where those would be zeros, as of a learning rate."""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}"

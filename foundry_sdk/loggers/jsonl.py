@@ -42,19 +42,31 @@ class JsonlLogger:
         self._folder = folder
         self._now = now
         self._files: dict[str, BinaryIO] = {}
+        self._resumed_at = 0
+        self._logged_there: frozenset[str] = frozenset()
 
     @hookimpl
     def run_started(self, event: RunStarted) -> None:
         """Drop what a lost stretch of the run wrote after the step it goes on from."""
         for name in (METRICS_FILE, TABLES_FILE):
-            truncate_after(self._folder / name, event.step)
+            # A run that starts at step 0 evaluates again what it logged before its first step.
+            truncate_after(self._folder / name, event.step or -1)
+        self._resumed_at = event.step
+        self._logged_there = frozenset(
+            key
+            for line in read_metrics(self._folder / METRICS_FILE)
+            if line.step == event.step
+            for key in line.values
+        )
 
     @hookimpl
     def metrics_logged(self, event: MetricsLogged) -> None:
-        """Append one line."""
+        """Append one line, unless it is an evaluation that was logged before the restart."""
         clash = _RESERVED & event.metrics.keys()
         if clash:
             raise RunError(f"a metric must not be named {sorted(clash)[0]!r}")
+        if event.step == self._resumed_at and event.metrics.keys() <= self._logged_there:
+            return
         self._append(METRICS_FILE, {"step": event.step, "time": self._now(), **event.metrics})
 
     @hookimpl

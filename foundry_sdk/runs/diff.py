@@ -13,8 +13,15 @@ from foundry_sdk.runs.plot import TRAIN_LOSS
 from foundry_sdk.runs.record import SPEC_FILE, read_run
 
 _ABSENT: Final = "(absent)"
-# Times and rates differ between any two runs.
-_OF_THE_CLOCK: Final = ("time/train", "time/val", "time/total", "time/remaining", "throughput/")
+# Times, rates and memory differ between any two runs.
+_OF_THE_MACHINE: Final = (
+    "time/train",
+    "time/val",
+    "time/total",
+    "time/remaining",
+    "throughput/",
+    "memory/",
+)
 
 
 @attrs.frozen
@@ -50,7 +57,8 @@ class RunDiff:
     Attributes:
         spec: what was asked for.
         environment: versions, commit, devices, data, seeds, choices.
-        metrics: the last value of each metric that differs; times and rates are left out.
+        metrics: the last value of each metric that differs; times, rates and memory are left
+            out.
         loss: the curves.
     """
 
@@ -82,7 +90,8 @@ def diff_runs(first: Path, second: Path) -> RunDiff:
         metrics=tuple(
             Difference(key, last[0].get(key, _ABSENT), last[1].get(key, _ABSENT))
             for key in sorted(last[0].keys() | last[1].keys())
-            if not key.startswith(_OF_THE_CLOCK) and not _equal(last[0].get(key), last[1].get(key))
+            if not key.startswith(_OF_THE_MACHINE)
+            and not _equal(last[0].get(key), last[1].get(key))
         ),
         loss=compare_losses(lines[0], lines[1]),
     )
@@ -109,6 +118,11 @@ def compare_losses(first: list[MetricsLine], second: list[MetricsLine]) -> LossD
         largest=gaps[largest_step] if largest_step is not None else 0.0,
         largest_step=largest_step,
     )
+
+
+def is_parameter_norm(key: str) -> bool:
+    """Whether a metric is a norm of one parameter, of which there are hundreds."""
+    return key.startswith("l2_norm/") and key != "l2_norm/grad/global"
 
 
 def last_values(lines: list[MetricsLine]) -> dict[str, float]:

@@ -113,6 +113,9 @@ class RunRecord:
             "versions": package_versions(),
             "git": git_state(Path.cwd()),
         }
+        for earlier in run["attempts"]:
+            if earlier["status"] == "running":  # and yet the folder was free
+                earlier["status"] = "died"
         run |= {
             "status": "running",
             "reason": None,

@@ -33,7 +33,8 @@ _TOKEN_NOUNS: Final = _words(
 _TOKEN_OWNERS: Final = _words(
     "auth access api hf hub huggingface refresh session bearer github gitlab wandb user bot"
 )
-_PATH_WORDS: Final = _words("file path dir folder")
+# SECRET_FILE and the like name a place, and PWD is the working directory.
+_PATH_WORDS: Final = _words("file path dir folder pwd")
 
 _VALUE_PATTERNS: Final = tuple(
     re.compile(pattern)

@@ -17,7 +17,7 @@ from foundry_sdk.loggers.jsonl import (
     read_metrics,
     read_tables,
 )
-from foundry_sdk.runs.diff import last_values
+from foundry_sdk.runs.diff import is_parameter_norm, last_values
 from foundry_sdk.runs.listing import RunSummary, summarize
 from foundry_sdk.runs.plot import Curve, curve, draw, loss_curves
 from foundry_sdk.runs.record import SPEC_FILE, read_run
@@ -59,7 +59,10 @@ def render_report(path: Path) -> str:
         _overview(run, summary),
         _section("Curves", _pictures(lines)),
         _section("Chosen for you", _pairs(run["choices"])),
-        _section("Last values", _pairs(last_values(lines))),
+        _section(
+            "Last values",
+            _pairs({k: v for k, v in last_values(lines).items() if not is_parameter_norm(k)}),
+        ),
         _section("Tables", _tables(path)),
         _section("Checkpoints", _checkpoints(path)),
         _section("Data", _pairs(_flat(run["data"]))),

@@ -90,12 +90,19 @@ def test_the_lines_to_the_letter(make_run: MakeRun) -> None:
 
 def test_other_metrics_follow_under_their_full_keys(make_run: MakeRun) -> None:
     logger, stream = console(make_run())
-    log(logger, 1, **{"lr-DecoupledAdamW/group0": 0.00123, "memory/alloc_retries": 0})
+    log(logger, 1, **{"lr-A/group0": 1.23456e-5, "x": 0.00123, "n": 0})
     assert stream.getvalue().splitlines()[3:] == [
         "         Train loss/train/total: 10.9736",
-        "         Train lr-DecoupledAdamW/group0: 0.0012",
-        "         Train memory/alloc_retries: 0",
+        "         Train lr-A/group0: 1.235e-05",
+        "         Train x: 0.0012",
+        "         Train n: 0",
     ]
+
+
+def test_norms_by_parameter_are_not_printed(make_run: MakeRun) -> None:
+    logger, stream = console(make_run())
+    log(logger, 1, **{"l2_norm/grad/global": 2.0, "l2_norm/param/wte.weight": 3.0})
+    assert stream.getvalue().splitlines()[4:] == ["         Train l2_norm/grad/global: 2.0000"]
 
 
 def test_the_interval_and_the_first_moment_are_printed(make_run: MakeRun) -> None:

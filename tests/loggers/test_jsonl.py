@@ -73,6 +73,28 @@ def test_an_unfinished_last_line_goes_even_if_nothing_else_does(tmp_path: Path) 
     assert [line.step for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 6]
 
 
+def test_an_evaluation_that_is_made_again_is_not_logged_again(tmp_path: Path) -> None:
+    first = begin(tmp_path)
+    log(first, 0, evaluation=3.0)
+    first.run_finished(END)
+    second = begin(tmp_path)
+    log(second, 0, evaluation=3.0)
+    log(second, 5, x=1.0)
+    log(second, 5, evaluation=2.0)
+    third = begin(tmp_path, step=5)
+    log(third, 5, evaluation=2.0)
+    log(third, 5, other=1.0)
+    log(third, 6, x=0.5)
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line.step, dict(line.values)) for line in lines] == [
+        (0, {"evaluation": 3.0}),
+        (5, {"x": 1.0}),
+        (5, {"evaluation": 2.0}),
+        (5, {"other": 1.0}),
+        (6, {"x": 0.5}),
+    ]
+
+
 def test_tables_are_kept_and_truncated_alike(tmp_path: Path) -> None:
     logger = begin(tmp_path)
     for step in (1, 2):

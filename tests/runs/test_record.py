@@ -150,6 +150,25 @@ def test_a_folder_of_another_run_is_refused_unless_resumed(tmp_path: Path) -> No
     assert "seed" not in YAML(typ="safe").load(tmp_path / "a" / "spec.attempt-1.yaml")
 
 
+def test_an_attempt_that_never_ended_has_died(tmp_path: Path) -> None:
+    for _ in range(2):
+        record = RunRecord.open(tmp_path, "a", rank=0, resume=True)
+        start(record)
+        record.release()
+    run = read_run(record.path)
+    assert run is not None
+    assert [attempt["status"] for attempt in run["attempts"]] == ["died", "running"]
+
+
+def test_what_is_known_of_the_data_at_the_end_is_kept(record: RunRecord) -> None:
+    start(record)
+    data = {"train": {"share": 0.25, "path": Path("/data/train")}}
+    record.finish(status="finished", reason=None, summary={}, data=data)
+    run = read_run(record.path)
+    assert run is not None
+    assert run["data"] == {"train": {"share": 0.25, "path": "/data/train"}}
+
+
 def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("")

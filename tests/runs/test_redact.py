@@ -77,7 +77,13 @@ def test_there_are_forty_canaries() -> None:
 
 def test_values_of_secret_environment_variables_are_hidden_anywhere() -> None:
     secret = secrets.token_hex(20)
-    environment = {"WANDB_API_KEY": secret, "HOME": "/home/someone", "X_TOKEN": "short"}
+    environment = {
+        "WANDB_API_KEY": secret,
+        "HOME": "/home/someone",
+        "PWD": "/home/someone",
+        "X_TOKEN": "short",
+        "X_PASSWORD_FILE": "/home/someone",
+    }
     shown = redact({"a": [f"--x={secret}"], "home": "/home/someone"}, environment=environment)
     assert shown == {"a": [f"--x={REDACTED}"], "home": "/home/someone"}
     assert redact_text(f"failed with {secret}.", environment=environment) == (
