@@ -14,6 +14,7 @@ from foundry_sdk.cli import (
     model,
     plan,
     plugins,
+    quickstart,
     runs,
     train,
 )
@@ -34,6 +35,7 @@ for commands in (
     model,
     plan,
     plugins,
+    quickstart,
     runs,
     train,
 ):

@@ -1,6 +1,7 @@
 """``foundry quickstart``: the whole way from text to a model that writes, on this machine."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from foundry_sdk.quickstart.run import Narrator, Quickstart
+    from foundry_sdk.quickstart.run import Quickstart, SmallData
     from foundry_sdk.quickstart.sizes import Sizes
 
 
@@ -22,6 +23,9 @@ def quickstart(
     *,
     quick: Annotated[
         bool, typer.Option("--quick", help="Less text and fewer steps: under a minute.")
+    ] = False,
+    data_only: Annotated[
+        bool, typer.Option("--data-only", help="Only text, tokenizer and shards, to try things on.")
     ] = False,
     out: Annotated[
         Path, typer.Option("--out", help="Folder for everything; must not exist, or be empty.")
@@ -38,65 +42,84 @@ def quickstart(
     """
     from rich.console import Console
 
-    from foundry_sdk.quickstart.run import quickstart as run
+    from foundry_sdk.cli.narrator import ConsoleNarrator
+    from foundry_sdk.quickstart import run as steps
     from foundry_sdk.quickstart.sizes import FULL, QUICK
 
     console = Console(soft_wrap=True, highlight=False)
     sizes = QUICK if quick else FULL
-    result = run(out, sizes=sizes, tell=_narrator(console))
-    _show(console, result, sizes)
-
-
-def _narrator(console: "Console") -> "Narrator":
-    from foundry_sdk.cli.narrator import ConsoleNarrator
-    from foundry_sdk.quickstart.run import STEPS
-
-    return ConsoleNarrator(console, steps=STEPS)
+    if data_only:
+        data = steps.small_data(
+            out, sizes=sizes, tell=ConsoleNarrator(console, steps=steps.DATA_STEPS)
+        )
+        _show_places(console, _data_places(data))
+        return
+    tell = ConsoleNarrator(console, steps=steps.STEPS)
+    _show(console, steps.quickstart(out, sizes=sizes, tell=tell), sizes)
 
 
 def _show(console: "Console", result: "Quickstart", sizes: "Sizes") -> None:
     """Print the curve, what the model writes, where everything lies, and the commands."""
-    from foundry_sdk.loggers.jsonl import METRICS_FILE, read_metrics
-    from foundry_sdk.quickstart.chart import text_chart
     from foundry_sdk.quickstart.run import BY_HAND, COMMANDS_FILE, SPEC_FILE, steps_by_hand
-    from foundry_sdk.runs.plot import TRAIN_LOSS, curve
     from foundry_sdk.runs.record import LOSS_PLOT
 
-    def say(text: str = "") -> None:
-        console.print(text, markup=False)
-
-    def head(text: str) -> None:
-        console.print(f"\n{text}", style="bold", markup=False)
-
-    steps, losses = curve(read_metrics(result.run.run_dir / METRICS_FILE), TRAIN_LOSS)
-    head("Training loss, nats per token, over steps")
-    say(text_chart(steps, losses, width=min(60, max(20, len(steps) // 4))))
-    for key, value in sorted(result.run.eval_metrics.items()):
-        say(f"{key}: {value:.4f}")
-
-    head("What the model writes")
+    _show_curve(console, result)
+    _head(console, "What the model writes")
     for prompt, text in result.samples:
-        say(f"--- {prompt!r}\n{prompt}{text}")
-
-    head("Where everything lies")
+        _say(console, f"--- {prompt!r}\n{prompt}{text}")
     run = result.run.run_dir
-    places = [
-        (run / LOSS_PLOT, "the loss curve"),
-        (run, "the run: spec, metrics, checkpoints, report of what was chosen"),
-        (result.folder / "text", "the text, a file per module"),
-        (result.folder / "tokenizer", "the tokenizer"),
-        (result.folder / "data", "shards of tokens, with a card that says what is in them"),
-        (result.model, "the exported model; certificate.json says how it was compared"),
-        (result.folder / BY_HAND, f"{SPEC_FILE} and all else for doing each step yourself"),
+    _show_places(
+        console,
+        [
+            (run / LOSS_PLOT, "the loss curve"),
+            (run, "the run: its spec, metrics, checkpoints, and what was chosen for you"),
+            (result.model, "the exported model; certificate.json says how it was compared"),
+            *_data_places(result.data),
+        ],
+    )
+    _head(console, "Each step by hand")
+    by_hand = result.data.folder / BY_HAND
+    _say(console, f"cd {shlex.quote(str(by_hand))}")
+    for about, command in steps_by_hand(sizes):
+        _say(console, f"# {about}\n{command}")
+    _say(console, f"(or all of it: bash {shlex.quote(str(by_hand / COMMANDS_FILE))})")
+    done = f"All of it took {result.seconds:.0f} s. To go on: change {SPEC_FILE} and train again."
+    _head(console, done)
+
+
+def _show_curve(console: "Console", result: "Quickstart") -> None:
+    from foundry_sdk.loggers.jsonl import METRICS_FILE, read_metrics
+    from foundry_sdk.quickstart.chart import text_chart
+    from foundry_sdk.runs.plot import TRAIN_LOSS, curve
+
+    _head(console, "Training loss, nats per token, over steps")
+    steps, losses = curve(read_metrics(result.run.run_dir / METRICS_FILE), TRAIN_LOSS)
+    _say(console, text_chart(steps, losses, width=min(60, max(20, len(steps) // 4))))
+    for key, value in sorted(result.run.eval_metrics.items()):
+        _say(console, f"{key}: {value:.4f}")
+
+
+def _data_places(data: "SmallData") -> list[tuple[Path, str]]:
+    from foundry_sdk.quickstart.run import BY_HAND, SPEC_FILE
+
+    return [
+        (data.folder / "text", "the text, a file per module"),
+        (data.folder / "tokenizer", "the tokenizer"),
+        (data.folder / "data", "shards of tokens, with a card that says what is in them"),
+        (data.folder / BY_HAND, f"{SPEC_FILE} and all else for doing each step yourself"),
     ]
+
+
+def _show_places(console: "Console", places: Sequence[tuple[Path, str]]) -> None:
+    _head(console, "Where everything lies")
     width = max(len(str(path)) for path, _ in places)
     for path, about in places:
-        say(f"{path!s:<{width}}  {about}")
+        _say(console, f"{path!s:<{width}}  {about}")
 
-    head("Each step by hand")
-    by_hand = result.folder / BY_HAND
-    say(f"cd {shlex.quote(str(by_hand))}")
-    for about, command in steps_by_hand(sizes):
-        say(f"# {about}\n{command}")
-    say(f"(or all of it: bash {shlex.quote(str(by_hand / COMMANDS_FILE))})")
-    head(f"All of it took {result.seconds:.0f} s. To go on: change {SPEC_FILE} and train again.")
+
+def _head(console: "Console", text: str) -> None:
+    console.print(f"\n{text}", style="bold", markup=False)
+
+
+def _say(console: "Console", text: str) -> None:
+    console.print(text, markup=False)

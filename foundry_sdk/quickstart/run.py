@@ -25,6 +25,7 @@ BY_HAND: Final = "by-hand"
 """Subfolder with the three files above, where a user can do every step again."""
 PROMPTS: Final = ("def __init__(self", "class", "import")
 STEPS: Final = 6
+DATA_STEPS: Final = 3
 _NEW_TOKENS: Final = 60
 
 
@@ -42,24 +43,35 @@ class Narrator(Protocol):
 
 
 @attrs.frozen(kw_only=True)
-class Quickstart:
-    """What a quickstart made.
+class SmallData:
+    """A small dataset for trying things out.
 
     Attributes:
         folder: where everything lies.
-        corpus: the text.
-        vocab_size: tokens of the tokenizer.
-        cards: of the converted data, by split.
-        run: what ``Pretrainer.fit`` returned.
-        model: the exported model's folder.
-        samples: each prompt with its continuation.
-        seconds: of wall time, for all of it.
+        corpus: the text, in ``folder/text``.
+        vocab_size: tokens of the tokenizer, in ``folder/tokenizer``.
+        cards: of the converted data, in ``folder/data``, by split.
     """
 
     folder: Path
     corpus: Corpus
     vocab_size: int
     cards: "dict[str, DataCard]"
+
+
+@attrs.frozen(kw_only=True)
+class Quickstart:
+    """What a quickstart made.
+
+    Attributes:
+        data: text, tokenizer and shards.
+        run: what ``Pretrainer.fit`` returned.
+        model: the exported model's folder.
+        samples: each prompt with its continuation.
+        seconds: of wall time, for all of it.
+    """
+
+    data: SmallData
     run: "RunResult"
     model: Path
     samples: Sequence[tuple[str, str]]
@@ -78,10 +90,43 @@ def quickstart(folder: Path, *, sizes: Sizes, tell: Narrator) -> Quickstart:
         RunError: ``folder`` is not empty.
         FoundryError: a step failed.
     """
+    from foundry_sdk.export.exporter import export_model
+
     began = time.monotonic()
+    data = small_data(folder, sizes=sizes, tell=tell)
+
+    tell.begin(f"Pretraining: a small MPT, {sizes.steps} steps of {sizes.step_tokens:,} tokens")
+    run = _train(folder)
+    tell.end(f"loss {run.train_loss:.3f} after {run.tokens:,} tokens")
+
+    tell.begin("Export: to the format of transformers, compared with the model in a new process")
+    certificate = export_model(run.run_dir, folder / "model")
+    tell.end(
+        f"{certificate.architecture}, {certificate.parameters:,} parameters, "
+        f"logits differ by at most {certificate.max_abs_difference:.1e}"
+    )
+
+    tell.begin("Generating: the exported model goes on from a prompt")
+    texts = _generate(folder / "model")
+    tell.end(f"{len(texts)} continuations")
+    return Quickstart(
+        data=data,
+        run=run,
+        model=folder / "model",
+        samples=tuple(zip(PROMPTS, texts, strict=True)),
+        seconds=time.monotonic() - began,
+    )
+
+
+def small_data(folder: Path, *, sizes: Sizes, tell: Narrator) -> SmallData:
+    """Do the first ``DATA_STEPS`` steps: text, tokenizer, shards; and write the run's YAML.
+
+    Raises:
+        RunError: ``folder`` is not empty.
+        DataError: this Python comes without the source of its library.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there already; remove it, or choose another one with --out")
-    folder.mkdir(parents=True, exist_ok=True)
     write_files(folder / BY_HAND, sizes)
 
     tell.begin("Text: the source of Python's standard library")
@@ -96,53 +141,11 @@ def quickstart(folder: Path, *, sizes: Sizes, tell: Narrator) -> Quickstart:
 
     tell.begin("Data: text into shards of tokens (MDS)")
     cards = {split: _convert(folder, split, sizes, tell) for split in ("train", "val")}
-    samples = {split: card.samples for split, card in cards.items()}
     tell.end(
-        f"{samples['train']:,} samples to train on and {samples['val']:,} to evaluate on, "
-        f"{sizes.sequence_length} tokens each"
+        f"{cards['train'].samples:,} samples to train on and {cards['val'].samples:,} to "
+        f"evaluate on, {sizes.sequence_length} tokens each"
     )
-
-    tell.begin(f"Pretraining: a small MPT, {sizes.steps} steps of {_per_step(sizes)} tokens")
-    run = _train(folder)
-    tell.end(f"loss {run.train_loss:.3f} after {run.tokens:,} tokens in {run.seconds:.0f} s")
-    return _finish(
-        folder, tell, corpus=corpus, vocab_size=vocab_size, cards=cards, run=run, began=began
-    )
-
-
-def _finish(
-    folder: Path,
-    tell: Narrator,
-    *,
-    corpus: Corpus,
-    vocab_size: int,
-    cards: "dict[str, DataCard]",
-    run: "RunResult",
-    began: float,
-) -> Quickstart:
-    """Export the trained model and let the exported one write."""
-    from foundry_sdk.export.exporter import export_model
-
-    tell.begin("Export: to the format of transformers, compared with the model in a new process")
-    certificate = export_model(run.run_dir, folder / "model")
-    tell.end(
-        f"{certificate.architecture}, {certificate.parameters:,} parameters, "
-        f"logits differ by at most {certificate.max_abs_difference:.1e}"
-    )
-
-    tell.begin("Generating: the exported model goes on from a prompt")
-    texts = _generate(folder / "model")
-    tell.end(f"{len(texts)} continuations")
-    return Quickstart(
-        folder=folder,
-        corpus=corpus,
-        vocab_size=vocab_size,
-        cards=cards,
-        run=run,
-        model=folder / "model",
-        samples=tuple(zip(PROMPTS, texts, strict=True)),
-        seconds=time.monotonic() - began,
-    )
+    return SmallData(folder=folder, corpus=corpus, vocab_size=vocab_size, cards=cards)
 
 
 def write_files(folder: Path, sizes: Sizes) -> None:
@@ -169,6 +172,7 @@ def steps_by_hand(sizes: Sizes) -> list[tuple[str, str]]:
         ("Train a tokenizer on the text", tokenizer),
         ("Convert the text to shards of tokens", convert),
         (f"Train and evaluate, as {SPEC_FILE} says", f"foundry train {SPEC_FILE}"),
+        ("Look at the run: one page with all its curves", "foundry report runs/quickstart"),
         ("Export to the format of transformers", "foundry export runs/quickstart model"),
         ("Generate", f"foundry generate model --prompt '{PROMPTS[0]}'"),
     ]
@@ -225,7 +229,3 @@ def _generate(model: Path) -> list[str]:
             )
             texts.append(str(tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True)))
     return texts
-
-
-def _per_step(sizes: Sizes) -> str:
-    return f"{sizes.global_batch * sizes.sequence_length:,}"

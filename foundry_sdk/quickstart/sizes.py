@@ -24,9 +24,9 @@ class Sizes:
     global_batch: int = 8
 
     @property
-    def tokens(self) -> int:
-        """Tokens that the run sees."""
-        return self.steps * self.global_batch * self.sequence_length
+    def step_tokens(self) -> int:
+        """Tokens of an optimizer step."""
+        return self.global_batch * self.sequence_length
 
 
 # Measured on two CPU cores: 0.15 s a step.
