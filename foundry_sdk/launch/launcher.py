@@ -12,9 +12,10 @@ from typing import Final
 
 import attrs
 
+from foundry_sdk.errors import LaunchError
 from foundry_sdk.launch.cause import exit_text, shell_code
 from foundry_sdk.launch.topology import LaunchOptions, Topology
-from foundry_sdk.launch.worker import Worker
+from foundry_sdk.launch.worker import Worker, output_path
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.02
@@ -55,8 +56,9 @@ def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -
     started never outlive this call, nor this process.
 
     Raises:
-        LaunchError: a file for output cannot be written.
+        LaunchError: a file for output cannot be written, or two ranks would share one.
     """
+    _check_files(topology, options)
     with tempfile.TemporaryDirectory(prefix="foundry-launch-") as folder:
         workers: list[Worker] = []
         with _passing_on(workers) as asked:
@@ -71,6 +73,18 @@ def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -
             finally:
                 for worker in workers:
                     worker.kill()
+
+
+def _check_files(topology: Topology, options: LaunchOptions) -> None:
+    for option, pattern in (("--stdout", options.stdout), ("--stderr", options.stderr)):
+        if pattern is not None:
+            local_ranks = range(1, topology.nproc)
+            paths = {output_path(option, pattern, topology, local) for local in local_ranks}
+            if len(paths) < len(local_ranks):
+                raise LaunchError(
+                    f"{option} {pattern!r}: several ranks would write to one file; put {{rank}} "
+                    "into its name"
+                )
 
 
 class _Asked:

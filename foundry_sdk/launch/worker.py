@@ -17,6 +17,7 @@ from foundry_sdk.launch.topology import LaunchOptions, Topology
 
 _KEPT_LINES: Final = 60
 _PR_SET_PDEATHSIG: Final = 1
+_Output = IO[bytes] | int | None
 
 
 class Worker:
@@ -51,14 +52,7 @@ class Worker:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._reader: threading.Thread | None = None
         with contextlib.ExitStack() as files:
-            # Nobody reads from the launcher's output here but rank 0's.
-            stdout: IO[bytes] | int | None = None if local_rank == 0 else subprocess.PIPE
-            stderr = stdout
-            if local_rank:
-                stdout = _open(files, "--stdout", options.stdout, topology, local_rank) or stdout
-                stderr = _open(files, "--stderr", options.stderr, topology, local_rank) or (
-                    subprocess.STDOUT if stdout is subprocess.PIPE else stderr
-                )
+            stdout, stderr = _outputs(files, options, topology, local_rank)
             self.process = subprocess.Popen(  # noqa: S603 - no shell, the command is ours
                 command,
                 env=_environment(topology, local_rank, self._cause_file),
@@ -113,28 +107,46 @@ def _environment(topology: Topology, local_rank: int, cause_file: Path) -> dict[
     return environment
 
 
-def _open(
-    files: contextlib.ExitStack,
-    option: str,
-    pattern: str | None,
-    topology: Topology,
-    local_rank: int,
-) -> IO[bytes] | None:
-    """Open the file that ``pattern`` names for a local rank."""
-    if pattern is None:
-        return None
+def _outputs(
+    files: contextlib.ExitStack, options: LaunchOptions, topology: Topology, local_rank: int
+) -> tuple[_Output, _Output]:
+    """Return what ``Popen`` takes as stdout and stderr: at most one of them is a pipe."""
+    if local_rank == 0:
+        return None, None
+    outputs: list[_Output] = []
+    for option, pattern in (("--stdout", options.stdout), ("--stderr", options.stderr)):
+        if option == "--stderr" and options.stderr == options.stdout:
+            outputs.append(subprocess.STDOUT)
+        elif pattern is None:
+            outputs.append(subprocess.PIPE)
+        else:
+            path = output_path(option, pattern, topology, local_rank)
+            outputs.append(_open(files, option, path))
+    return outputs[0], outputs[1]
+
+
+def output_path(option: str, pattern: str, topology: Topology, local_rank: int) -> Path:
+    """Return the file that ``pattern`` means for a local rank.
+
+    Raises:
+        LaunchError: it has another placeholder than those of ``LaunchOptions``.
+    """
     values = {name.lower(): text for name, text in topology.environment(local_rank).items()}
     try:
-        path = Path(pattern.format_map(values))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return files.enter_context(path.open("wb"))
+        return Path(pattern.format_map(values))
     except (KeyError, ValueError, IndexError) as error:
         raise LaunchError(
             f"{option} {pattern!r}: {error}; placeholders are {{rank}}, {{local_rank}}, "
             "{node_rank}, {world_size} and {local_world_size}"
         ) from error
+
+
+def _open(files: contextlib.ExitStack, option: str, path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return files.enter_context(path.open("wb"))
     except OSError as error:
-        raise LaunchError(f"{option} {pattern!r}: cannot be written: {error}") from error
+        raise LaunchError(f"{option} {str(path)!r}: cannot be written: {error}") from error
 
 
 def _die_with(parent: int) -> Callable[[], None]:

@@ -78,6 +78,29 @@ def test_a_bad_pattern_is_refused(pattern):
         run("pass", stdout=pattern)
 
 
+def test_both_outputs_may_go_to_one_file_but_two_ranks_may_not(tmp_path, capfd):
+    script = """
+import os, sys
+print("out", os.environ["RANK"])
+print("err", os.environ["RANK"], file=sys.stderr)
+"""
+    name = f"{tmp_path}/{{rank}}.txt"
+    run(script, nproc=3, stdout=name, stderr=name)
+    for rank in (1, 2):
+        assert (tmp_path / f"{rank}.txt").read_text() == f"out {rank}\nerr {rank}\n"
+    capfd.readouterr()
+    with pytest.raises(LaunchError, match=r"put \{rank\} into its name"):
+        run(script, nproc=3, stderr=f"{tmp_path}/all.txt")
+    assert capfd.readouterr().out == ""
+
+
+def test_one_of_two_outputs_in_a_file_leaves_the_other_for_messages(tmp_path):
+    script = "import os, sys; print('said', file=sys.stderr); sys.exit(int(os.environ['RANK']))"
+    result = run(script, stdout=f"{tmp_path}/out")
+    assert result.message == "rank 1: ended with exit code 1; its last lines:\nsaid"
+    assert (tmp_path / "out").read_text() == ""
+
+
 def test_the_first_failure_s_code_rank_and_last_lines_are_returned():
     result = run(
         """
