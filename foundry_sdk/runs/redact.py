@@ -27,7 +27,7 @@ _TOKEN_ROLES: Final = _words(
 )
 # token_type_ids, eos_token_id, token_budget …: numbers and layouts.
 _TOKEN_NOUNS: Final = _words(
-    "id ids type types count counts budget limit length lengths per dropout embedding "
+    "id ids type types encoding count counts budget limit length lengths per dropout embedding "
     "embeddings mask classification ratio share loss batch column dtype"
 )
 _TOKEN_OWNERS: Final = _words(

@@ -2,11 +2,15 @@
 
 import json
 import secrets
+import typing
 from typing import Any
 
+import attrs
 import pytest
 
+from foundry_sdk.builtin import foundry_components
 from foundry_sdk.runs.redact import REDACTED, is_secret_key, redact, redact_text
+from foundry_sdk.specs.run import PretrainSpec
 
 _BODY = "q9Zx7Lm2Vb8Nc4Rt6Yp1Kd3Wf5Hs0JgAQ"
 _PEM = "RSA PRIVATE KEY"
@@ -152,3 +156,21 @@ def test_the_original_is_left_alone() -> None:
 )
 def test_keys(key: str, secret: bool) -> None:
     assert is_secret_key(key) is secret
+
+
+def fields_of(spec: type) -> set[str]:
+    """Return the names of a spec's fields and of the specs that stand in its annotations."""
+    names: set[str] = set()
+    for field in attrs.fields(attrs.resolve_types(spec)):
+        names.add(field.name)
+        for part in (field.type, *typing.get_args(field.type)):
+            if isinstance(part, type) and attrs.has(part) and part is not spec:
+                names |= fields_of(part)
+    return names
+
+
+def test_no_option_of_a_built_in_component_counts_as_a_secret() -> None:
+    names = {name for kind in foundry_components() for name in fields_of(kind)}
+    names |= fields_of(PretrainSpec)
+    assert {"lr", "max_seq_len", "tokenizer"} <= names
+    assert [name for name in sorted(names) if is_secret_key(name)] == []
