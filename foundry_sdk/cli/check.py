@@ -38,7 +38,8 @@ def check_spec(
     """
     from foundry_sdk.runs.redact import redact
     from foundry_sdk.specs.run import PretrainSpec
-    from foundry_sdk.specs.structure import dump, read, unstructure
+    from foundry_sdk.specs.structure import read, unstructure
+    from foundry_sdk.specs.yaml_writer import dump
 
     found, notices = read(spec, PretrainSpec, overrides or ())
     if not quiet:

@@ -104,7 +104,7 @@ FSDP: Final[Mapping[str, LegacyKey]] = MappingProxyType(
         "sync_module_states": _no_effect("initial values are the same on every rank"),
         "load_monolith_rank0_only": _no_effect("each rank reads its own part of a checkpoint"),
         "sharded_ckpt_prefix_dir": _no_effect(_FIXED_NAMES),
-        "verbose": _no_effect("`foundry plan` shows what is sharded", (None, False)),
+        "verbose": _no_effect("`foundry plan` shows the bytes per rank", (None, False)),
         "te_checkpoint_wrapper": _unsupported(),
         "te_shard_fp8_weight": _unsupported(),
         "keep_low_precision_grads": _unsupported("use mixed_precision: PURE"),
@@ -156,8 +156,7 @@ COMPONENTS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
     {
         **{("callback", kind): instead for kind, instead in NOT_SUPPORTED.items()},
         ("logger", "mosaicml"): "use wandb, mlflow, comet or tensorboard",
-        ("logger", "inmemory"): "use metrics.jsonl of the run",
-        ("logger", "in_memory_logger"): "use metrics.jsonl of the run",
+        ("logger", "in_memory_logger"): "use inmemory",
         ("model", "finetune_embedding_model"): "use mpt_causal_lm",
         ("model", "contrastive_lm"): "use mpt_causal_lm",
     }
