@@ -202,7 +202,6 @@ def _yaml(value: object) -> str:
 
 def cli_page() -> str:
     """Return the help of every command, as ``--help`` has it."""
-    import click
     import typer
 
     from foundry_sdk.cli.main import app
@@ -210,14 +209,14 @@ def cli_page() -> str:
     root = typer.main.get_command(app)
     parts = ["# Command line\n", "Written from the commands themselves.\n"]
 
-    def walk(command: click.Command, path: tuple[str, ...]) -> None:
-        context = click.Context(command, info_name=" ".join(path))
-        if not isinstance(command, click.Group):
-            parts.append(_command(command, context, path))
+    def walk(command: Any, path: tuple[str, ...]) -> None:
+        # typer has a copy of click of its own, so a group is known by what it has.
+        children = getattr(command, "commands", None)
+        if children is None:
+            parts.append(_command(command, typer.Context(command, info_name=path[-1]), path))
             return
-        for name in command.list_commands(context):
-            child = command.get_command(context, name)
-            if child is not None and not child.hidden:
+        for name, child in children.items():
+            if not child.hidden:
                 walk(child, (*path, name))
 
     walk(root, ("foundry",))

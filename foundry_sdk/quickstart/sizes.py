@@ -56,6 +56,7 @@ model:
   n_layers: 4
   max_seq_len: $${variables.sequence_length}
   vocab_size: $vocab_size
+  learned_pos_emb: false
   no_bias: true
   attn_config:
     attn_impl: torch

@@ -6,6 +6,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,22 +86,29 @@ def test_commands_on_the_page_exist(path: Path) -> None:
         parse(root, arguments)
 
 
-def parse(command: object, arguments: list[str]) -> None:
-    import click
-
-    group = command
+def parse(command: Any, arguments: list[str]) -> None:
     rest = arguments
-    while isinstance(group, click.Group) and rest and not rest[0].startswith("-"):
-        context = click.Context(group)
-        child = group.get_command(context, rest[0])
-        assert child is not None, f"no command {rest[0]!r} in {arguments}"
-        group, rest = child, rest[1:]
-    if "--help" in rest or not isinstance(group, click.Command):
+    while (children := getattr(command, "commands", None)) and rest and rest[0][0] != "-":
+        assert rest[0] in children, f"no command {rest[0]!r} in {arguments}"
+        command, rest = children[rest[0]], rest[1:]
+    if "--help" in rest:
         return
-    known = {spelling for p in group.params for spelling in (*p.opts, *p.secondary_opts)}
+    known = {spelling for p in command.params for spelling in (*p.opts, *p.secondary_opts)}
     for word in rest:
         if word.startswith("--"):
             assert word.split("=")[0] in known, f"{' '.join(arguments)}: no option {word}"
+
+
+def test_parsing_sees_a_wrong_flag_and_a_wrong_command() -> None:
+    import typer
+
+    from foundry_sdk.cli.main import app
+
+    root = typer.main.get_command(app)
+    with pytest.raises(AssertionError, match="no option --nprocs"):
+        parse(root, ["train", "pretrain.yaml", "--nprocs", "2"])
+    with pytest.raises(AssertionError, match="no command 'convert'"):
+        parse(root, ["convert", "json"])
 
 
 def whole_specs() -> list[tuple[str, str]]:
