@@ -1,10 +1,15 @@
 """Initial values that depend on nothing but the run's seed and a parameter's name."""
 
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import torch
 from torch import Tensor
+
+_MOST_AT_ONCE: Final = 8
 
 Draw = Callable[[Tensor, torch.Generator], object]
 """Fills a float32 CPU tensor in place from a generator."""
@@ -22,20 +27,30 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in wrappers)
 
 
-@torch.no_grad()
-def draw_parameter(parameter: Tensor, name: str, *, seed: int, draw: Draw) -> None:
-    """Fill ``parameter`` with its part of values drawn whole, in float32, on the CPU.
+Drawn = tuple[Tensor, str, Draw]
+"""A parameter (a ``DTensor`` of which this rank keeps its shard, or ordinary), its name in the
+unwrapped model, and how the whole of it is drawn."""
 
-    Args:
-        parameter: an ordinary tensor, or a ``DTensor`` of which this rank keeps its shard.
-        name: in the unwrapped model.
-        seed: of the run.
-        draw: fills the whole.
+
+def draw_parameters(drawn: Sequence[Drawn], *, seed: int) -> None:
+    """Fill each parameter with its part of values drawn whole, in float32, on the CPU.
+
+    Each has its own generator, so several are drawn at once, and the order does not matter.
     """
-    whole = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
-    generator = torch.Generator().manual_seed(parameter_seed(seed, plain_name(name)))
-    draw(whole, generator)
-    copy_shard(parameter, whole)
+
+    def draw_whole(item: Drawn) -> Tensor:
+        parameter, name, draw = item
+        whole = torch.empty(parameter.shape, dtype=torch.float32, device="cpu")
+        generator = torch.Generator().manual_seed(parameter_seed(seed, plain_name(name)))
+        draw(whole, generator)
+        return whole
+
+    workers = min(_MOST_AT_ONCE, len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        for start in range(0, len(drawn), workers):  # bounds the memory to a few whole tensors
+            group = drawn[start : start + workers]
+            for (parameter, _, _), whole in zip(group, pool.map(draw_whole, group), strict=True):
+                copy_shard(parameter, whole)
 
 
 @torch.no_grad()

@@ -51,6 +51,10 @@ class LanguageModel(nn.Module, ABC):
         """Return the repeated blocks: what FSDP shards, compile and checkpointing repeat."""
         return []
 
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """Return the blocks whose activations are recomputed where checkpointing them is on."""
+        return self.blocks()
+
     @abstractmethod
     def init_weights(self, seed: int) -> None:
         """Fill every parameter and buffer in place.

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from foundry_sdk.models.init import Draw, copy_shard, draw_parameter
+from foundry_sdk.models.init import Draw, Drawn, copy_shard, draw_parameters
 from foundry_sdk.models.mpt.attention import Attention
 from foundry_sdk.models.mpt.norms import RMSNorm
 from foundry_sdk.models.mpt.options import InitSpec
@@ -19,18 +19,19 @@ def initialize(model: nn.Module, spec: MPTSpec, seed: int) -> None:
         NotImplementedError: a layer with parameters of its own has no rule.
     """
     heads = _projections_by_head(model)
+    drawn: list[Drawn] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            _linear(module, name, spec, seed, block_rows=heads.get(id(module)))
+            drawn += _linear(module, name, spec, block_rows=heads.get(id(module)))
         elif isinstance(module, nn.Embedding):
-            draw = _embedding_draw(module.weight, spec)
-            draw_parameter(module.weight, f"{name}.weight", seed=seed, draw=draw)
+            drawn.append((module.weight, f"{name}.weight", _embedding_draw(module.weight, spec)))
         elif isinstance(module, nn.LayerNorm | RMSNorm):
             for part, parameter in module.named_parameters(recurse=False):
                 value = 1.0 if part == "weight" else 0.0
                 copy_shard(parameter, torch.full(parameter.shape, value))
         elif next(module.parameters(recurse=False), None) is not None:
             raise NotImplementedError(f"{name} ({type(module).__name__}) has no rule for its start")
+    draw_parameters(drawn, seed=seed)
 
 
 def _projections_by_head(model: nn.Module) -> dict[int, int]:
@@ -45,23 +46,21 @@ def _projections_by_head(model: nn.Module) -> dict[int, int]:
     return found
 
 
-def _linear(
-    layer: nn.Linear, name: str, spec: MPTSpec, seed: int, *, block_rows: int | None
-) -> None:
-    """Draw a weight by the scheme; residual projections are divided; the bias is zero."""
+def _linear(layer: nn.Linear, name: str, spec: MPTSpec, *, block_rows: int | None) -> list[Drawn]:
+    """Return how a weight is drawn; residual projections are divided; the bias is zero."""
     rows, columns = layer.weight.shape
     config = spec.init_config
     draw = _scheme_draw(config, spec.d_model, fan_in=columns, fan_out=block_rows or rows)
     if name.rpartition(".")[2] in {"out_proj", "down_proj"}:
         draw = _divided(draw, _residual_divisor(spec))
-    draw_parameter(layer.weight, f"{name}.weight", seed=seed, draw=draw)
+    drawn = [(layer.weight, f"{name}.weight", draw)]
     if layer.bias is None:
-        return
+        return drawn
     if config.name == "default_":
         limit = 1 / math.sqrt(columns)
-        draw_parameter(layer.bias, f"{name}.bias", seed=seed, draw=_uniform(-limit, limit))
-    else:
-        copy_shard(layer.bias, torch.zeros(layer.bias.shape))
+        return [*drawn, (layer.bias, f"{name}.bias", _uniform(-limit, limit))]
+    copy_shard(layer.bias, torch.zeros(layer.bias.shape))
+    return drawn
 
 
 def _residual_divisor(spec: MPTSpec) -> float:

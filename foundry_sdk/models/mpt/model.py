@@ -16,6 +16,7 @@ from foundry_sdk.models.mpt.cache import KeyValueCache
 from foundry_sdk.models.mpt.initial import initialize
 from foundry_sdk.models.mpt.kernels import AttentionInputs, check_implementation
 from foundry_sdk.models.mpt.norms import make_norm
+from foundry_sdk.models.mpt.recompute import recomputed_layers
 from foundry_sdk.models.mpt.spec import MPTSpec
 
 
@@ -209,6 +210,12 @@ class MPT(LanguageModel):
     def blocks(self) -> list[nn.Module]:
         """Return the decoder blocks."""
         return list(self.transformer.blocks)
+
+    def recomputed_blocks(self) -> list[nn.Module]:
+        """Return the blocks that ``activation_checkpointing_target`` names."""
+        blocks = self.blocks()
+        target = self.spec.activation_checkpointing_target
+        return [blocks[layer] for layer in recomputed_layers(target, len(blocks))]
 
     def init_weights(self, seed: int) -> None:
         """Fill every parameter as ``init_config`` says."""

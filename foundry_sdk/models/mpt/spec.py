@@ -17,6 +17,7 @@ from foundry_sdk.models.mpt.options import (
     positive_or_none,
     share,
 )
+from foundry_sdk.models.mpt.recompute import recomputed_layers
 
 if TYPE_CHECKING:
     from foundry_sdk.models.mpt.model import MPT
@@ -35,6 +36,8 @@ class MPTSpec(ModelSpec):
         no_bias: no bias in any linear layer or norm.
         attention_bias: bias of the query, key and value projections; None = ``not no_bias``.
         embedding_fraction: share of the gradient that reaches the embeddings (GLM-130B).
+        activation_checkpointing_target: which blocks ``fsdp_config.activation_checkpointing``
+            recomputes; see ``recomputed_layers``. None = all.
         init_device: where LLM Foundry would build the model; assembly decides it here.
     """
 
@@ -81,8 +84,10 @@ class MPTSpec(ModelSpec):
         default=None, validator=only(None, "every block has the same layers")
     )
     final_logit_softcapping: float | None = attrs.field(default=None, validator=positive_or_none)
+    activation_checkpointing_target: Any = None
 
     def __attrs_post_init__(self) -> None:
+        recomputed_layers(self.activation_checkpointing_target, self.n_layers)
         if self.head_dim is None and self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
         if self.n_heads % self.kv_heads:

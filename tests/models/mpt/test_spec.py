@@ -136,3 +136,41 @@ def test_positions_other_than_learned_are_noted() -> None:
 def test_importing_the_spec_does_not_import_torch() -> None:
     code = "import sys, foundry_sdk.models.mpt.spec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "layers"),
+    [
+        (None, range(10)),
+        ("mptblock", range(10)),
+        (["mptblock"], range(10)),
+        ({"mptblock": 3}, [0, 1, 2]),
+        ({"mptblock": "first-2,last-1"}, [0, 1, 9]),
+        ({"mptblock": "middle-4"}, [3, 4, 5, 6]),
+        ({"mptblock": "range-2-4"}, [2, 3]),
+        ({"mptblock": [0, 5, "last-2"]}, [0, 5, 8, 9]),
+        ({"mptblock": [0, 2, 4, 6, 8]}, [0, 2, 4, 6, 8]),
+    ],
+)
+def test_recomputed_blocks_are_those_named(target: object, layers: list[int]) -> None:
+    spec = MPTSpec(d_model=8, n_heads=2, n_layers=10, activation_checkpointing_target=target)
+    model = spec.build(device="meta")
+    blocks = model.blocks()
+    assert [blocks.index(block) for block in model.recomputed_blocks()] == list(layers)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("mptmlp", "parts of a block are not recomputed"),
+        ("decoder", "unknown; use mptblock"),
+        ({"mptblock": 11}, "11 blocks of a model that has 10"),
+        ({"mptblock": [10]}, "there is no block 10"),
+        ({"mptblock": "range-4-2"}, "not within 10"),
+        ({"mptblock": "some"}, "none of first-n"),
+        ({"mptblock": None}, "names no blocks"),
+    ],
+)
+def test_blocks_that_there_are_not_are_refused(target: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MPTSpec(d_model=8, n_heads=2, n_layers=10, activation_checkpointing_target=target)
