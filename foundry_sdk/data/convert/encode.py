@@ -5,7 +5,6 @@ import json
 import textwrap
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, Final, Literal
 
 import attrs
@@ -13,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foundry_sdk.data.convert.split import Encode, Guarantee, Splitter, guarantee_of
+from foundry_sdk.data.convert.words import WordEncoder
 from foundry_sdk.errors import DataError
 
 Errors = Literal["strict", "replace", "skip"]
 
-_PIECE: Final = 4096
+_PIECE: Final = 1024
 """Characters tokenized at once: short enough to stay in the processor's cache."""
+_SHORT_PIECE: Final = 256
+"""The same where most pieces hold but known words: of the others as little as possible."""
 _BATCH: Final = 64
 
 
@@ -98,6 +100,9 @@ class UnitEncoder:
         if vocabulary is not None:
             self._encode, guarantee = vocabulary.encoder()
             self._splitter = Splitter(self._encode, guarantee)
+            self._words: WordEncoder | None = None
+            if vocabulary.tokenizer_json is not None and guarantee == "proven":
+                self._words = WordEncoder.of(vocabulary.tokenizer_json, self._encode)
 
     def lines(self, payload: bytes, *, path: str, line: int) -> Encoded:
         """Encode lines of JSON; ``line`` is the number of the first, from 1.
@@ -133,28 +138,48 @@ class UnitEncoder:
             unfinished: the last goes on in the next unit.
         """
         if self._vocabulary is None:
-            data = [text.encode() for text in texts]
-            sizes = np.fromiter((len(item) for item in data), np.int64, len(data))
-            return Encoded(data=b"".join(data), lengths=sizes)
-        pieces = [list(self._pieces(text)) for text in texts]
-        encoded = self._encode_in_batches([piece for parts in pieces for piece in parts])
-        ids = array("i")
+            stored = [text.encode() for text in texts]
+            sizes = np.fromiter(map(len, stored), np.int64, len(stored))
+            return Encoded(data=b"".join(stored), lengths=sizes)
+        data: list[bytes] = []
         lengths: list[int] = []
-        for segment, parts in enumerate(pieces):
-            begin = len(ids)
+        before, after = (
+            array("i", ids).tobytes() for ids in (self._vocabulary.before, self._vocabulary.after)
+        )
+        for segment, ids in enumerate(self._ids(texts)):
             if segment or not continues:
-                ids.extend(self._vocabulary.before)
-            for piece_ids in islice(encoded, len(parts)):
-                ids.fromlist(piece_ids)
-            if segment + 1 < len(pieces) or not unfinished:
-                ids.extend(self._vocabulary.after)
-            lengths.append(len(ids) - begin)
-        return Encoded(data=ids.tobytes(), lengths=np.array(lengths, np.int64))
+                ids.insert(0, before)
+            if segment + 1 < len(texts) or not unfinished:
+                ids.append(after)
+            lengths.append(sum(map(len, ids)) // 4)
+            data.extend(ids)
+        return Encoded(data=b"".join(data), lengths=np.array(lengths, np.int64))
+
+    def _ids(self, texts: Sequence[str]) -> list[list[bytes]]:
+        """Return the ids of each text, in pieces: of words looked up, or of the tokenizer."""
+        results: list[list[bytes]] = []
+        asked: list[str] = []
+        slots: list[tuple[list[bytes], int]] = []
+        for text in texts:
+            parts: list[bytes] = []
+            for piece in self._pieces(text):
+                if self._words is not None and self._words.takes(piece):
+                    parts.append(self._words.ids(piece))
+                    continue
+                asked.append(piece)
+                slots.append((parts, len(parts)))
+                parts.append(b"")
+            results.append(parts)
+        for (parts, index), ids in zip(slots, self._encode_in_batches(asked), strict=True):
+            parts[index] = array("i", ids).tobytes()
+        return results
 
     def _pieces(self, text: str) -> Iterable[str]:
-        if self._splitter.guarantee == "proven" and len(text) > _PIECE:
-            return self._splitter.pieces(text, _PIECE)
-        return (text,)
+        if self._words is not None and self._words.takes(text):
+            return (text,)
+        if self._splitter.guarantee != "proven":
+            return (text,)
+        return self._splitter.pieces(text, _PIECE if self._words is None else _SHORT_PIECE)
 
     def _encode_in_batches(self, pieces: Sequence[str]) -> Iterator[list[int]]:
         for start in range(0, len(pieces), _BATCH):

@@ -34,17 +34,13 @@ _CONTEXT_FREE_NORMALIZERS: Final = frozenset({"NFC", "NFD", "NFKC", "NFKD", "Low
 _CONTEXT_FREE_SPLITS: Final = frozenset({"Digits", "Punctuation"})
 _WORD_SPLITS: Final = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
 _CROSSING_ENTRY: Final = re.compile(r"[^\W\d_][▁ĠĊ\s]")
-_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LETTERS_END_AT_WHITESPACE: Final = frozenset(
-    {
-        _GPT2,
-        # GPT-4 and Llama 3; Qwen 2 has one digit a word.
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    }
+GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT4: Final = (  # Llama 3, too
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2: Final = GPT4.replace("{1,3}", "")
+_LETTERS_END_AT_WHITESPACE: Final = frozenset({GPT2, GPT4, QWEN2})
 
 
 @attrs.frozen(kw_only=True)
