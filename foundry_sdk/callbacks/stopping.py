@@ -63,8 +63,21 @@ class EarlyStopperSpec(CallbackSpec):
                 f"{', '.join(_TRAIN_MONITORS)}"
             )
 
-    def build(self, run: RunStarted) -> "EarlyStopper":  # noqa: ARG002 - the family's signature
-        """Return the callback."""
+    def build(self, run: RunStarted) -> "EarlyStopper":
+        """Return the callback.
+
+        Raises:
+            SpecError: the run has no eval loader of this label, so it would never look.
+        """
+        loaders = run.resolved_spec.get("eval_loader")
+        if self.dataloader_label != "train" and loaders is not None:
+            labels = [loader.get("label") or "eval" for loader in loaders]
+            if self.dataloader_label.removeprefix("eval/") not in labels:
+                known = ", ".join([*labels, "train"])
+                raise SpecError(
+                    f"callbacks.early_stopper.dataloader_label: no eval loader has the label "
+                    f"{self.dataloader_label!r}; the run has {known}"
+                )
         return EarlyStopper(self)
 
 

@@ -134,6 +134,29 @@ def test_what_was_best_survives_a_restart(
 
 
 @pytest.mark.parametrize(
+    ("loaders", "label", "refused"),
+    [
+        ([], "eval", True),
+        ([{"name": "text"}], "evl", True),
+        ([{"label": "c4"}, {"label": "code"}], "eval", True),
+        ([{"name": "text"}], "eval", False),
+        ([{"label": "c4"}, {"label": "code"}], "code", False),
+        ([{"label": "c4"}], "eval/c4", False),
+        ([], "train", False),
+    ],
+)
+def test_a_label_that_no_loader_has_is_refused(
+    make_run: MakeRun, loaders: list[dict[str, str]], label: str, *, refused: bool
+) -> None:
+    run = make_run(resolved_spec={"eval_loader": loaders})
+    if not refused:
+        spec(dataloader_label=label).build(run)
+        return
+    with pytest.raises(SpecError, match=f"the label '{label}'; the run has .*train"):
+        spec(dataloader_label=label).build(run)
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"patience": "100tok"}, "epochs"),
