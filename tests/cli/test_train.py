@@ -378,3 +378,32 @@ def test_killed_inside_of_saves_the_loss_curve_is_the_uninterrupted_one(spec, tm
     done = foundry("train", path, "-n", 2, "autoresume=true")
     assert done.returncode == 0, done.stderr
     assert losses(run) == losses(tmp_path / "runs" / "oracle")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(spec, tmp_path):
+    path = spec()
+    same = ("model.emb_pdrop=0.0", "scheduler.name=constant_with_warmup")
+    assert foundry("train", path, *same, "run_name=oracle").returncode == 0
+    for nproc, steps in ((1, 3), (2, 6), (1, 9)):
+        done = foundry(
+            "train", path, *same, "-n", nproc, "autoresume=true", f"max_duration={steps}ba"
+        )
+        assert done.returncode == 0, done.stderr
+    found = losses(tmp_path / "runs" / "run")
+    expected = losses(tmp_path / "runs" / "oracle")
+    assert sorted(found) == list(range(1, 10))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_of_two_starts_of_one_run_the_second_is_refused(spec, tmp_path):
+    path = spec(duration="300ba")
+    pair = [start("train", path, "autoresume=true") for _ in range(2)]
+    said = [process.communicate(timeout=200)[1] for process in pair]
+    codes = [process.returncode for process in pair]
+    assert sorted(codes) == [0, 2], said
+    refused = said[codes.index(2)]
+    assert f"process {pair[codes.index(0)].pid} on host" in refused
+    assert "Traceback" not in refused
+    assert sorted(losses(tmp_path / "runs" / "run")) == list(range(1, 301))
