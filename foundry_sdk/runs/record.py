@@ -22,6 +22,8 @@ RUN_FILE: Final = "run.json"
 LOSS_PLOT: Final = "loss.png"
 LOCK_FILE: Final = "run.lock"
 _SCHEMA: Final = 1
+_LOCKS: Final = frozenset({LOCK_FILE, ".lock"})
+_CACHE: Final = "cache"
 
 RunStatus = Literal["finished", "stopped", "failed", "interrupted"]
 
@@ -213,7 +215,14 @@ def _refuse_content(path: Path) -> None:
             f"{path} already holds a run ({run['status']}, started {run['started']}); choose "
             "another run_name, resume it with autoresume: true, or remove the folder"
         )
-    others = sorted(entry.name for entry in path.iterdir() if entry.name != LOCK_FILE)
+    # A start that failed before the run's record leaves locks and copies of data behind.
+    others = sorted(
+        str(found.relative_to(path))
+        for entry in path.iterdir()
+        if entry.name != _CACHE
+        for found in (entry, *entry.rglob("*"))
+        if not found.is_dir() and found.name not in _LOCKS
+    )
     if others:
         raise RunError(
             f"{path} is not empty and holds no run (found {', '.join(others[:3])}); choose another "

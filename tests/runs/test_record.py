@@ -169,6 +169,17 @@ def test_what_is_known_of_the_data_at_the_end_is_kept(record: RunRecord) -> None
     assert run["data"] == {"train": {"share": 0.25, "path": "/data/train"}}
 
 
+def test_what_a_failed_start_leaves_is_no_run(tmp_path: Path) -> None:
+    RunRecord.open(tmp_path, "a", rank=0, resume=False).release()
+    for left in ("checkpoints/.lock", "cache/train/shard.00000.mds"):
+        (tmp_path / "a" / left).parent.mkdir(parents=True)
+        (tmp_path / "a" / left).write_text("x")
+    RunRecord.open(tmp_path, "a", rank=0, resume=False).release()
+    (tmp_path / "a" / "checkpoints" / "weights").write_text("x")
+    with pytest.raises(RunError, match="found checkpoints/weights"):
+        RunRecord.open(tmp_path, "a", rank=0, resume=False)
+
+
 def test_a_refused_folder_is_not_left_locked(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "thesis.tex").write_text("")
