@@ -122,13 +122,16 @@ def test_a_run_goes_on_exactly_on_other_ranks(mds, before):
     dataset = {"local": str(mds(103)), "shuffle": True}
     whole = {"dataset": dataset, "batch": 12, "epochs": 2}
     cut = {**whole, "stop": 11, "workers": 1}
-    (uninterrupted,), (first,) = launch(1, [whole]), launch(before, [cut])
+    if before == 1:
+        uninterrupted, first = launch(1, [whole, cut])
+    else:
+        (uninterrupted,), (first,) = launch(1, [whole]), launch(before, [cut])
     expected = global_batches(uninterrupted)
     # The second epoch is left after its third batch.
     assert global_batches(first) == expected[:11]
     state = first[0]["state"]
     assert (state["epoch"], state["sample_in_epoch"]) == (1, 36)
-    for after in (1, 2):
+    for after in (2,) if before == 1 else (1, 2):
         (rest,) = launch(after, [{"dataset": dataset, "batch": 12, "state": state, "workers": 2}])
         assert global_batches(rest) == expected[11:]
 
@@ -157,11 +160,11 @@ def test_each_stream_has_the_share_that_it_reports(mds):
         "large": {"local": str(folder / "large"), "proportion": 1},
     }
     task = {"dataset": {"streams": streams, "shuffle": True}, "batch": 4, "stop": 15, "workers": 1}
-    (alone,), (together,) = launch(1, [task]), launch(2, [task])
-    samples = [sample for batch in global_batches(alone) for sample in batch]
+    (together,) = launch(2, [task])
+    samples = [sample for batch in global_batches(together) for sample in batch]
     counted = sum(sample < 20 for sample in samples) / len(samples)
-    assert alone[0]["shares"] == pytest.approx({"small": counted, "large": 1 - counted})
-    assert [result["shares"] for result in together] == [alone[0]["shares"]] * 2
+    for result in together:
+        assert result["shares"] == pytest.approx({"small": counted, "large": 1 - counted})
     assert 0.6 < counted < 0.9
 
 
@@ -172,3 +175,21 @@ def test_an_error_of_the_data_is_raised_on_every_rank(mds, tmp_path):
     with pytest.raises(AssertionError, match=r"DataError: .*index\.json: document"):
         launch(2, [task])
     assert not list(tmp_path.glob("**/*.lock"))
+
+
+@pytest.mark.parametrize("compression", [None, "zstd"])
+def test_the_ranks_of_a_node_fetch_into_one_folder(mds, tmp_path, compression):
+    remote = mds(200, compression=compression)
+    dataset = {"remote": str(remote), "local": str(tmp_path / "local"), "shuffle": True}
+    (first, again) = launch(2, [{"dataset": dataset, "batch": 8, "workers": 1}] * 2)
+    batches = global_batches(first)
+    assert sorted(sample for batch in batches for sample in batch) == list(range(200))
+    assert global_batches(again) == batches
+    names = {path.name for path in (tmp_path / "local").glob("shard*")}
+    assert names == {name.removesuffix(".zstd") for name in os.listdir(remote)} - {"index.json"}
+
+
+def test_two_nodes_that_would_fetch_into_one_folder_are_refused(mds, tmp_path):
+    dataset = {"remote": str(mds(20)), "local": str(tmp_path / "local")}
+    with pytest.raises(AssertionError, match=r"is the download folder of process \d+ \(stream"):
+        launch(2, [{"dataset": dataset, "batch": 4}], nodes=2)
