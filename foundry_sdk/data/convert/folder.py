@@ -20,7 +20,7 @@ import attrs
 
 from foundry_sdk.data import mds
 from foundry_sdk.data.card import CARD_NAME, DataCard
-from foundry_sdk.errors import DataError
+from foundry_sdk.errors import DataError, RunError
 from foundry_sdk.faultpoints import reach
 
 _STATE: Final = "state.json"
@@ -62,8 +62,9 @@ class Workspace:
 
     def write(self, shard: mds.Shard) -> None:
         """Write a shard's file; it counts from the next ``commit`` on."""
-        reach("convert.shard")
-        mds.write_file(self._data / shard.basename, shard.data)
+        with _writing(self._root):
+            reach("convert.shard")
+            mds.write_file(self._data / shard.basename, shard.data)
         self.state.shards.append(shard.entry)
 
     def commit(
@@ -72,13 +73,14 @@ class Workspace:
         """Make what has been written the point from which to go on."""
         old = self.state.carry
         name = f"carry.{len(self.state.shards):05}.bin"
-        reach("convert.carry")
-        mds.write_file(self._root / name, carry)
-        self.state.position, self.state.packer = position, packer
-        self.state.carry = {"file": name, "sha256": hashlib.sha256(carry).hexdigest()}
-        self._save()
-        if old is not None and old["file"] != name:
-            (self._root / str(old["file"])).unlink(missing_ok=True)
+        with _writing(self._root):
+            reach("convert.carry")
+            mds.write_file(self._root / name, carry)
+            self.state.position, self.state.packer = position, packer
+            self.state.carry = {"file": name, "sha256": hashlib.sha256(carry).hexdigest()}
+            self._save()
+            if old is not None and old["file"] != name:
+                (self._root / str(old["file"])).unlink(missing_ok=True)
 
     def carry(self) -> bytes:
         """Return what the last commit carried.
@@ -96,9 +98,10 @@ class Workspace:
 
     def publish(self, card: DataCard) -> None:
         """Make the folder whole and visible, in one step."""
-        reach("convert.index")
-        card.write(self._data)
-        mds.write_file(self._data / mds.INDEX_NAME, mds.index_json(self.state.shards))
+        with _writing(self._root):
+            reach("convert.index")
+            card.write(self._data)
+            mds.write_file(self._data / mds.INDEX_NAME, mds.index_json(self.state.shards))
         known = {*card.shards, CARD_NAME, mds.INDEX_NAME}
         for stray in [path for path in self._data.iterdir() if path.name not in known]:
             stray.unlink()  # a shard that was written, but not committed, before a kill
@@ -138,8 +141,9 @@ class Workspace:
 
     def begin(self) -> None:
         """Write the state as it is, so that whoever comes next knows whose folder it is."""
-        self._data.mkdir(exist_ok=True)
-        self._save()
+        with _writing(self._root):
+            self._data.mkdir(exist_ok=True)
+            self._save()
 
     def _save(self) -> None:
         reach("convert.state")
@@ -239,6 +243,17 @@ def _unfinished(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> s
         f"{root}: an unfinished conversion with other arguments or input ({changes}); give those, "
         "or --overwrite to begin anew"
     )
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror}); make room or give another folder; "
+            "what is written so far is kept: --resume goes on"
+        ) from error
 
 
 def _short(value: object) -> str:

@@ -69,8 +69,15 @@ class Job:
 
     def worker_count(self, total: int | None) -> int:
         """Return how many processes have something to do."""
-        workers = self.workers or len(os.sched_getaffinity(0))
+        workers = self.workers or _cores()
         return workers if total is None else max(1, min(workers, -(-total // UNIT)))
+
+
+def _cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @attrs.frozen(kw_only=True)

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import attrs
 
@@ -147,7 +147,7 @@ class TextFiles:
         """Yield the text of a file, without a byte order mark."""
         replacing = "replace" if self.errors == "replace" else "strict"
         decoder = codecs.getincrementaldecoder("utf-8-sig")(replacing)
-        with self.paths[index].open("rb") as file:
+        with _open(self.paths[index]) as file:
             while block := file.read(_BLOCK):
                 yield decoder.decode(block)
             yield decoder.decode(b"", final=True)
@@ -165,7 +165,7 @@ class TextFiles:
         decoder = codecs.getincrementaldecoder("utf-8")()
         is_utf8 = True
         line, column = 1, 0  # of the first byte that the decoder has not seen
-        with path.open("rb") as file:
+        with _open(path) as file:
             while True:
                 block = file.read(_BLOCK)
                 hasher.update(block)
@@ -192,6 +192,13 @@ class _Counts:
     empty: int = 0
     skipped: int = 0
     replaced: int = 0
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _place(data: bytes, position: int, line: int, column: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from foundry_sdk.data import convert_json, convert_text
-from foundry_sdk.errors import DataError
+from foundry_sdk.errors import DataError, RunError
 
 DRIVER = """
 import sys
@@ -222,6 +222,51 @@ def test_two_conversions_do_not_share_a_folder(lines: Path, tmp_path: Path) -> N
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("fault", ["enospc", "eio"])
+@pytest.mark.parametrize("point", ["shard:3", "carry:1", "state:1", "state:2", "index:1"])
+def test_a_disk_that_refuses_loses_nothing(
+    *,
+    lines: Path,
+    tmp_path: Path,
+    digests: Any,
+    fault: str,
+    point: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    convert_json(path=lines, out_root=tmp_path / "whole", size_limit=20_000)
+    from foundry_sdk import faultpoints
+
+    faultpoints._reached.clear()
+    monkeypatch.setenv("FOUNDRY_FAULT", f"convert.{point}:{fault}")
+    with pytest.raises(RunError, match=r"\.train\.partial: cannot be written .*--resume"):
+        convert_json(path=lines, out_root=tmp_path / "out", size_limit=20_000)
+    assert not (tmp_path / "out" / "train").exists()
+    monkeypatch.delenv("FOUNDRY_FAULT")
+    convert_json(path=lines, out_root=tmp_path / "out", size_limit=20_000, resume=True)
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_file_that_cannot_be_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    path.write_text('{"text": "a"}\n')
+    open_any = Path.open
+
+    def open_others(self: Path, *args: Any, **kwargs: Any) -> Any:
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return open_any(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", open_others)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read \(Permission denied\)"):
+        if name == "a.txt":
+            convert_text(input_folder=path, output_folder=tmp_path / "out")
+        else:
+            convert_json(path=path, out_root=tmp_path / "out")
 
 
 def test_a_carry_that_was_damaged_is_noticed(lines: Path, tmp_path: Path) -> None:
