@@ -102,9 +102,12 @@ class SpecConverter:
         return construct(cls, taken, mistakes)
 
     def read_fields(
-        self, value: Mapping[str, Any], cls: type
+        self, value: Mapping[str, Any], cls: type, *, stray: str | None = None
     ) -> tuple[dict[str, Any], list[tuple[Path, str]]]:
-        """Structure each field of ``cls`` by itself; return those that could be, and mistakes."""
+        """Structure each field of ``cls`` by itself; return those that could be, and mistakes.
+
+        ``stray`` is said of an unknown key that resembles none, instead of all known ones.
+        """
         annotations = field_types(cls)
         fields = {field.alias or field.name: field for field in attrs.fields(cls) if field.init}
         taken: dict[str, Any] = {}
@@ -116,7 +119,7 @@ class SpecConverter:
             elif key in silent:
                 self.notices.append(((key,), f"accepted without effect: {silent[key]}"))
             else:
-                mistakes.append(((key,), f"unknown key; {_hint(key, [*fields, *silent])}"))
+                mistakes.append(((key,), f"unknown key; {_hint(key, [*fields, *silent], stray)}"))
         for key, field in fields.items():
             if key in value and value[key] is not None:
                 continue
@@ -323,9 +326,9 @@ def _without_name(text: str, name: str, value: object) -> str:
     return text if bare == text and repr(value) in text else f"{bare}, got {describe(value)}"
 
 
-def _hint(key: str, known: Sequence[str]) -> str:
+def _hint(key: str, known: Sequence[str], stray: str | None) -> str:
     near = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {_listed(known)}"
+    return f"did you mean {near[0]!r}?" if near else stray or f"known: {_listed(known)}"
 
 
 def _listed(keys: Sequence[str]) -> str:

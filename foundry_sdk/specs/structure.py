@@ -25,6 +25,7 @@ R = TypeVar("R", bound=RunSpec)
 _LINE: Final = re.compile(r":(\d+)$")
 _BY_KIND: Final = ("callbacks", "loggers")
 _INHERITED: Final = ("max_seq_len",)
+_STRAY: Final = "a value that is only there for ${...} belongs under 'variables'"
 
 
 def read(
@@ -64,7 +65,7 @@ def run_spec(document: Document, spec: type[R], catalog: Catalog) -> tuple[R, tu
     length = old.values.get("max_seq_len")
     whole = isinstance(length, int) and not isinstance(length, bool)
     converter = SpecConverter(catalog, {key: length for key in _INHERITED if whole})
-    taken, mistakes = converter.read_fields(old.values, spec)
+    taken, mistakes = converter.read_fields(old.values, spec, stray=_STRAY)
     mistakes += old.mistakes
     try:
         built: R = construct(spec, taken, mistakes + checks.problems(taken))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from foundry_sdk.errors import PluginError, SpecError
 from foundry_sdk.plugin.catalog import Catalog
+from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs.document import from_values, load
 from foundry_sdk.specs.run import PretrainSpec
 from foundry_sdk.specs.structure import read, run_spec, to_yaml
@@ -19,6 +20,8 @@ SETTINGS = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+LLM_FOUNDRY = Path(__file__).parent / "data" / "llm-foundry-mpt-125m.yaml"
+BUILTINS = PluginHost.load([]).catalog()
 FULL = """\
 variables: {n: 4}
 max_seq_len: 32
@@ -71,8 +74,8 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 @st.composite
-def mutated(draw: st.DrawFn) -> dict[str, Any]:
-    values: dict[str, Any] = copy.deepcopy(parse(FULL).values)
+def mutated(draw: st.DrawFn, text: str) -> dict[str, Any]:
+    values: dict[str, Any] = copy.deepcopy(parse(text).values)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(places(values)))
         target: Any = values
@@ -98,7 +101,7 @@ def check_message(error: Exception) -> None:
 
 
 @SETTINGS
-@given(values=mutated())
+@given(values=mutated(FULL))
 def test_a_mutated_config_is_a_spec_or_a_spec_error(
     catalog: Catalog, values: dict[str, Any]
 ) -> None:
@@ -109,6 +112,15 @@ def test_a_mutated_config_is_a_spec_or_a_spec_error(
         return
     assert all(isinstance(notice, str) for notice in notices)
     to_yaml(spec)
+
+
+@SETTINGS
+@given(values=mutated(LLM_FOUNDRY.read_text(encoding="utf-8")))
+def test_a_mutated_file_of_llm_foundry_is_a_spec_or_a_spec_error(values: dict[str, Any]) -> None:
+    try:
+        run_spec(from_values(values), PretrainSpec, BUILTINS)
+    except (SpecError, PluginError) as error:
+        check_message(error)
 
 
 @SETTINGS
