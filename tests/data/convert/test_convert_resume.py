@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -248,7 +249,13 @@ def test_a_disk_that_refuses_loses_nothing(
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+CONVERSIONS: dict[str, Callable[[Path, Path], object]] = {
+    "a.jsonl": lambda path, out: convert_json(path=path, out_root=out),
+    "a.txt": lambda path, out: convert_text(input_folder=path, output_folder=out),
+}
+
+
+@pytest.mark.parametrize("name", CONVERSIONS)
 def test_a_file_that_cannot_be_read(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,10 +270,7 @@ def test_a_file_that_cannot_be_read(
 
     monkeypatch.setattr(Path, "open", open_others)
     with pytest.raises(DataError, match=rf"{name}: cannot be read \(Permission denied\)"):
-        if name == "a.txt":
-            convert_text(input_folder=path, output_folder=tmp_path / "out")
-        else:
-            convert_json(path=path, out_root=tmp_path / "out")
+        CONVERSIONS[name](path, tmp_path / "out")
 
 
 def test_a_carry_that_was_damaged_is_noticed(lines: Path, tmp_path: Path) -> None:
