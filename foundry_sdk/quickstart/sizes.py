@@ -90,7 +90,7 @@ optimizer:
 
 scheduler:
   name: cosine_with_warmup
-  t_warmup: 20ba
+  t_warmup: 0.05dur
   alpha_f: 0.1
 
 algorithms:
@@ -106,9 +106,9 @@ max_duration: ${steps}ba
 global_train_batch_size: $global_batch
 device_train_microbatch_size: $global_batch
 device_eval_batch_size: $global_batch
-eval_interval: ${half}ba
+eval_interval: 0.5dur
 eval_subset_num_batches: 20
-save_interval: ${half}ba
+save_interval: 0.5dur
 save_num_checkpoints_to_keep: 2
 console_log_interval: ${console_steps}ba
 """
@@ -121,7 +121,6 @@ def run_yaml(sizes: Sizes) -> str:
         sequence_length=sizes.sequence_length,
         vocab_size=sizes.vocab_size,
         steps=sizes.steps,
-        half=sizes.steps // 2,
         global_batch=sizes.global_batch,
         console_steps=sizes.console_steps,
     )

@@ -109,8 +109,9 @@ def test_yaml_is_a_spec_without_notices(sizes: object, tmp_path: Path) -> None:
 
 
 def test_shipped_example_is_the_yaml_of_the_quickstart() -> None:
-    example = Path(__file__).parents[2] / "examples" / "quickstart" / "pretrain.yaml"
-    assert example.read_text() == run_yaml(FULL)
+    examples = Path(__file__).parents[2] / "examples"
+    for example in ("quickstart", "accelerate"):
+        assert (examples / example / "pretrain.yaml").read_text() == run_yaml(FULL)
 
 
 def test_small_data_fits_its_yaml(tmp_path: Path) -> None:
