@@ -133,8 +133,6 @@ def _names(fields: Mapping[str, Any]) -> Iterator[Problem]:
             ("run_name",),
             f"is a folder's name: letters, digits, '.', '_' and '-' (no '.' first), got {name!r}",
         )
-    if fields.get("autoresume") and not (fields.get("save_folder") or name):
-        yield ("autoresume",), "needs save_folder or run_name, by which the run is found again"
     entries: Sequence[Any] = fields.get("eval_loader") or ()
     for index, entry in enumerate(entries):
         if len(entries) > 1 and entry.label is None:

@@ -33,7 +33,6 @@ Reader = Callable[..., tuple[PretrainSpec, tuple[str, ...]]]
         (["scheduler.t_warmup=11ba"], "scheduler.t_warmup: a warmup of '11ba' is longer than the"),
         (["scheduler.t_max=9ba"], "scheduler.t_max: a schedule of '9ba' ends before the run"),
         (["run_name=../up"], "run_name: is a folder's name"),
-        (["autoresume=true"], "autoresume: needs save_folder or run_name"),
         (["fsdp_config={activation_cpu_offload: true}"], "fsdp_config.activation_cpu_offload: not"),
         (
             ["algorithms={gradient_clipping: {clipping_threshold: 0}}"],
@@ -60,8 +59,7 @@ def test_what_a_run_may_not_have(
         ["scheduler.t_max=1dur"],
         ["eval_interval=0"],
         ["save_num_checkpoints_to_keep=-1"],
-        ["autoresume=true", "save_folder=x"],
-        ["autoresume=true", "run_name=x"],
+        ["autoresume=true"],
         ["device_train_microbatch_size=auto"],
         ["fsdp_config=null"],
     ],
