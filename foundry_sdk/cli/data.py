@@ -92,7 +92,7 @@ Overwrite = Annotated[
 
 
 def register(app: typer.Typer) -> typer.Typer:
-    """Add the group ``data`` to ``app`` and return it, for further commands."""
+    """Add the group ``data`` to ``app`` and return it."""
     data = typer.Typer(name="data", help="Convert and inspect datasets.", no_args_is_help=True)
     convert = typer.Typer(
         name="convert", help="Make MDS shards of text or tokens.", no_args_is_help=True
