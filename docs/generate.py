@@ -30,8 +30,8 @@ def write_all(folder: Path) -> None:
     pages = {
         "specs.md": specs_page(catalog),
         "cli.md": cli_page(),
-        "legacy.md": legacy_tables(),
-        "results.md": results_table(RESULTS),
+        "legacy.inc": legacy_tables(),
+        "results.inc": results_table(RESULTS),
     }
     for name, text in pages.items():
         path = folder / name
