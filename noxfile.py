@@ -42,7 +42,7 @@ def environment(session, name):
         return folder
     if not folder.is_dir():
         session.run(sys.executable, "-m", "venv", str(folder))
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", "-q"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--progress-bar", "off", "-qq"]
     # torch first, with what its build needs: CPU or CUDA, as pip is set up to find it.
     session.run(*pip, torch_pin(locks[0]))
     session.run(*pip, "--no-deps", *(f"-r{lock}" for lock in locks), "-e", ".")
@@ -114,7 +114,7 @@ def plugins(session):
     if not packages:
         session.error("there is no plugin in plugins/")
     targets = [str(path) for path in packages]
-    run(session, folder, "python", "-m", "pip", "install", "-q", "--no-deps", *targets)
+    run(session, folder, "python", "-m", "pip", "install", "-qq", "--no-deps", *targets)
     strict = {"FOUNDRY_STRICT_PLUGINS": "1"}
     run(session, folder, "python", "-m", "foundry_sdk", "plugins", **strict)
     run(session, folder, "python", "-m", "pytest", *targets, **strict)
@@ -150,11 +150,11 @@ def package(session):
     base = environment(session, NEWEST)
     folder = overlay(session, base, editables=False)
     pip = ("python", "-m", "pip")
-    run(session, folder, *pip, "install", "-q", "build")
+    run(session, folder, *pip, "install", "-qq", "build")
     with tempfile.TemporaryDirectory() as out:
         run(session, folder, "python", "-m", "build", "--outdir", out)
         [wheel] = Path(out).glob("*.whl")
-        run(session, folder, *pip, "install", "-q", "--no-deps", str(wheel))
+        run(session, folder, *pip, "install", "-qq", "--no-deps", str(wheel))
         with session.chdir(out):
             check = "from importlib.resources import files; import foundry_sdk, sys\n"
             check += "assert sys.prefix in foundry_sdk.__file__, foundry_sdk.__file__\n"

@@ -20,6 +20,7 @@ from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs import legacy
 from foundry_sdk.specs.run import PretrainSpec
 
+_VERSIONS = ("python", "torch", "transformers", "triton")
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
@@ -240,28 +241,35 @@ def _command(command: Any, context: Any, path: tuple[str, ...]) -> str:
         rows.append(f"| {shown} | {told} | {meaning} |".replace("\n", " "))
     table = "| | Default | |\n|---|---|---|\n" + "\n".join(rows) + "\n" if rows else ""
     name = " ".join(path)
-    return f"## `{name}`\n\n{help_text}\n\n```text\n{name} {usage}\n```\n\n{table}"
+    summary, _, rest = help_text.partition("\n\n")
+    more = f"```text\n{rest}\n```\n\n" if rest else ""
+    return f"## `{name}`\n\n{summary}\n\n```text\n{name} {usage}\n```\n\n{table}\n{more}"
 
 
 # --- measured speed ---
 
 
 def results_table(folder: Path) -> str:
-    """Return one table per file of results: each holds ``title``, ``about`` and ``rows``."""
+    """Return one table per file that a benchmark wrote."""
     parts = []
     for path in sorted(folder.glob("*.json")):
         result = json.loads(path.read_text())
-        rows = result.get("rows") or []
-        parts.append(f"## {result.get('title', path.stem)}\n\n{result.get('about', '')}\n")
-        if rows:
-            columns = list(dict.fromkeys(key for row in rows for key in row))
-            parts.append("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-            parts += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
-            parts.append("")
+        rows = result["rows"]
+        versions = [f"{name} {result[name]}" for name in _VERSIONS if result.get(name)]
+        commit = (result.get("commit") or "")[:12]
+        made_by = f"`benchmarks/{result['benchmark']}.py`, {result['date'][:10]}, commit {commit}"
+        parts.append(f"## {result['benchmark']} on {result['device']}\n")
+        parts.append(f"{made_by}, {', '.join(versions)}.\n")
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        parts.append("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+        parts += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
+        parts.append("")
     return "\n".join(parts) or "Nothing has been measured yet.\n"
 
 
 def _cell(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return f"{value:,}" if isinstance(value, int) and abs(value) >= 10_000 else str(value)
