@@ -66,7 +66,7 @@ class DataCard:
         sources: the inputs, in the order they were read.
         shards: name of each stored shard file → its sha256.
         options: what else was asked for (text column, treatment of errors, cut).
-        conversion: sha256 over arguments, tokenizer and inputs: equal for equal conversions.
+        conversion: sha256 over options, tokenizer and inputs: equal for equal conversions.
         versions: of the packages that decide the bytes.
     """
 

@@ -60,7 +60,7 @@ class LocalFolder:
     def require_free(self, *, resume: bool, overwrite: bool) -> None:
         """See ``Destination``."""
         if not resume and not overwrite:
-            finished(self.path, "", resume=False, overwrite=False)
+            finished(self.path, lambda _: False, resume=False, overwrite=False)
 
     def convert(self, source: Source, recipe: Recipe, *, split: str, job: Job) -> DataCard:
         """See ``Destination``."""
@@ -90,8 +90,7 @@ class RemoteFolder:
         self.require_free(resume=job.resume, overwrite=job.overwrite)
         conversion = Conversion.of(source, recipe, split=split)
         there = self.remote.card()
-        is_same = there is not None and there.conversion == conversion.digest()
-        if there is not None and is_same and job.resume:
+        if there is not None and job.resume and conversion.made(there):
             return there
         if there is not None and not job.overwrite:
             raise DataError(

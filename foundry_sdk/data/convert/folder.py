@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -152,8 +152,16 @@ class Workspace:
         _sync_folder(self._root)
 
 
-def finished(final: Path, digest: str, *, resume: bool, overwrite: bool) -> DataCard | None:
+def finished(
+    final: Path, is_same: Callable[[DataCard], bool], *, resume: bool, overwrite: bool
+) -> DataCard | None:
     """Look at what is already at ``final``; None = the way is free.
+
+    Args:
+        final: the folder.
+        is_same: tells whether a card is that of the conversion that is asked for.
+        resume: such data is taken as it is.
+        overwrite: other data is replaced.
 
     Returns:
         The card of the very conversion that is asked for, if it is done and ``resume`` is set.
@@ -169,7 +177,7 @@ def finished(final: Path, digest: str, *, resume: bool, overwrite: bool) -> Data
         return None
     is_whole = (final / mds.INDEX_NAME).is_file()
     card = DataCard.read(final) if is_whole else None
-    if resume and card is not None and card.conversion == digest:
+    if resume and card is not None and is_same(card):
         shutil.rmtree(_partial(final), ignore_errors=True)
         shutil.rmtree(final.with_name(f".{final.name}.old"), ignore_errors=True)
         return card

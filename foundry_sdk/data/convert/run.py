@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import attrs
 
-from foundry_sdk.data.card import DataCard
+from foundry_sdk.data.card import DataCard, SourceFile
 from foundry_sdk.data.convert.encode import Encoded, UnitEncoder
 from foundry_sdk.data.convert.folder import Workspace, finished, identity, workspace
 from foundry_sdk.data.convert.pack import Packer, TextPacker, TokenPacker
@@ -99,18 +99,23 @@ class Conversion:
         """Load the tokenizer; see ``recipe.tokenizer_facts``."""
         return cls(source=source, recipe=recipe, split=split, facts=tokenizer_facts(recipe))
 
-    def arguments(self) -> Mapping[str, Any]:
-        """Return what decides the result, as JSON values."""
+    def _recipe(self) -> dict[str, Any]:
         return {
             **attrs.asdict(self.recipe),
             "tokenizer_sha256": None if self.facts is None else self.facts.sha256,
             "split": self.split,
-            **self.source.identity(),
         }
 
-    def digest(self) -> str:
-        """Return the digest of ``arguments()``, which the card keeps."""
-        return identity(self.arguments())
+    def digest(self, sources: Sequence[SourceFile]) -> str:
+        """Return the digest that a card keeps: of what is made, and of the inputs' content."""
+        return identity({**self._recipe(), "sources": [attrs.asdict(item) for item in sources]})
+
+    def made(self, card: DataCard) -> bool:
+        """Tell whether a card is that of this very conversion; reads the inputs if it may be."""
+        if card.conversion != self.digest(card.sources):
+            return False
+        hashed = sum(item.sha256 is not None for item in card.sources)
+        return tuple(self.source.files({"file": hashed})) == card.sources
 
     def run(self, final: Path, job: Job) -> DataCard:
         """Write the folder ``final`` and return its card.
@@ -119,10 +124,10 @@ class Conversion:
             DataError: bad input, or the folder is not free; see ``folder.finished``.
             RunError: a worker process died; what is written is kept for ``resume``.
         """
-        arguments = self.arguments()
-        done = finished(final, identity(arguments), resume=job.resume, overwrite=job.overwrite)
+        done = finished(final, self.made, resume=job.resume, overwrite=job.overwrite)
         if done is not None:
             return done
+        arguments = {**self._recipe(), **self.source.identity()}
         with workspace(final, arguments, resume=job.resume, overwrite=job.overwrite) as space:
             packer = _packer(self.recipe)
             if space.state.packer is not None:
@@ -207,6 +212,7 @@ def _card(
     conversion: Conversion, space: Workspace, packer: Packer, *, end: Position | None
 ) -> DataCard:
     source, recipe, facts = conversion.source, conversion.recipe, conversion.facts
+    sources = tuple(source.files(end))
     stored = [entry["zip_data"] or entry["raw_data"] for entry in space.state.shards]
     counts = attrs.asdict(packer.counts)
     dropped = counts.pop("dropped_tokens")
@@ -234,10 +240,10 @@ def _card(
         eos_ids=() if facts is None else facts.eos_ids,
         wrap=recipe.wrap,
         compression=recipe.compression,
-        sources=tuple(source.files(end)),
+        sources=sources,
         shards={item["basename"]: item["hashes"]["sha256"] for item in stored},
         options=options,
-        conversion=identity(space.state.arguments),
+        conversion=conversion.digest(sources),
         versions={name: _version(name) for name in ("foundry-sdk", "tokenizers")},
     )
 

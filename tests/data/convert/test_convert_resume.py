@@ -202,6 +202,28 @@ def test_a_finished_conversion(lines: Path, tmp_path: Path, digests: Any) -> Non
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_finished_data_of_an_input_that_has_changed(lines: Path, tmp_path: Path) -> None:
+    first = convert_json(path=lines, out_root=tmp_path)
+    content = lines.read_bytes()
+    lines.write_bytes(content)  # touched only
+    assert convert_json(path=lines, out_root=tmp_path, resume=True) == first
+    lines.write_bytes(content.replace(b"import", b"report", 1))
+    with pytest.raises(DataError, match=r"another conversion.*--overwrite"):
+        convert_json(path=lines, out_root=tmp_path, resume=True)
+
+
+def test_the_card_does_not_depend_on_when_and_where(
+    lines: Path, tmp_path: Path, digests: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"here": 1_000_000_000, "there": 1_500_000_000}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "docs.jsonl").write_bytes(lines.read_bytes())
+        os.utime(tmp_path / name / "docs.jsonl", (seconds, seconds))
+        monkeypatch.chdir(tmp_path / name)
+        convert_json(path="docs.jsonl", out_root="out")
+    assert digests(tmp_path / "here" / "out") == digests(tmp_path / "there" / "out")
+
+
 def test_overwrite_deletes_no_files_that_are_not_its_own(lines: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "train").mkdir(parents=True)
     precious = tmp_path / "out" / "train" / "thesis.tex"
