@@ -1,6 +1,5 @@
 """Head and cross-entropy in one, chunk by chunk, so that the logits never exist whole."""
 
-import functools
 import importlib.util
 from typing import Final, NamedTuple
 
@@ -13,6 +12,8 @@ from foundry_sdk.losses.module import HeadLoss
 
 _FP16_GRADIENT_SCALE: Final = 1024.0
 """float16 ends at 6e-8, above most probabilities of a large vocabulary; this moves them up."""
+
+_HAS_TRITON: Final = importlib.util.find_spec("triton") is not None
 
 _ROW_MULTIPLE: Final = 128
 """Rows of a matmul tile on a GPU; a chunk that is no multiple of it wastes part of one."""
@@ -88,7 +89,7 @@ class FusedCrossEntropy(HeadLoss):
                 hidden, head_weight, targets, head
             )
         else:
-            loss_sum, _, _ = _run(hidden, head_weight, targets, head, wanted=(False, False))
+            loss_sum = _run(hidden, head_weight, targets, *head, False, False)[0]
         return LossOutput(loss_sum, count)
 
 
@@ -103,9 +104,10 @@ class _HeadCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         """Return the loss; keep the gradients."""
         needs: tuple[bool, ...] = ctx.needs_input_grad
-        wanted = (needs[0], needs[1])
-        loss, grad_hidden, grad_weight = _run(hidden, weight, labels, head, wanted=wanted)
-        ctx.save_for_backward(grad_hidden, grad_weight)  # type: ignore[arg-type]  # None is fine
+        loss: Tensor
+        loss, *grads = _run(hidden, weight, labels, *head, needs[0], needs[1])
+        kept = [grad if needed else None for grad, needed in zip(grads, needs[:2], strict=True)]
+        ctx.save_for_backward(*kept)  # type: ignore[arg-type]  # None is fine
         return loss
 
     @staticmethod
@@ -127,47 +129,76 @@ class _HeadCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None
 
 
-def _run(
+@torch.library.custom_op("foundry_sdk::head_cross_entropy", mutates_args=())
+def _run(  # noqa: PLR0917 - an operator's arguments are told by position
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    head: ChunkedHead,
-    *,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the loss and the gradients of it that are ``wanted``: of ``hidden``, of ``weight``.
+    scale: float,
+    softcap: float | None,
+    z_loss: float,
+    max_logits_bytes: int,
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss and its gradients by ``hidden`` and ``weight``, empty where not wanted.
 
-    The gradient of float16 hidden states comes multiplied by ``_FP16_GRADIENT_SCALE``.
+    An operator of its own, so that ``torch.compile`` takes it whole: tracing would unroll the
+    chunks, and the matmul with a float32 result cannot be traced. The gradient of float16 hidden
+    states comes multiplied by ``_FP16_GRADIENT_SCALE``.
 
     Args:
         hidden: (N, H), in the dtype of the matmuls.
         weight: (V, H), of any dtype.
         labels: int64 (N,).
-        head: see there.
-        wanted: which gradients to compute.
+        scale: this and the next three are the fields of ``ChunkedHead``.
+        softcap: see there.
+        z_loss: see there.
+        max_logits_bytes: see there.
+        wants_hidden: whether to compute the gradient by ``hidden``.
+        wants_weight: whether to compute the gradient by ``weight``.
     """
-    wants_hidden, wants_weight = wanted
-    exact = torch.promote_types(hidden.dtype, torch.float32)
+    head = ChunkedHead(scale, softcap, z_loss, max_logits_bytes)
+    exact = _exact(hidden)
     matrix = weight.to(hidden.dtype)
     losses = torch.empty(labels.shape, dtype=exact, device=hidden.device)
-    grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-    grad_weight = (
-        torch.zeros(weight.shape, dtype=exact, device=hidden.device) if wants_weight else None
+    grad_hidden = torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0)
+    grad_weight = torch.zeros(
+        weight.shape if wants_weight else 0, dtype=exact, device=hidden.device
     )
-    rows = _chunk_rows(hidden, vocab_size=weight.shape[0], bound=head.max_logits_bytes)
+    rows = _chunk_rows(hidden, vocab_size=weight.shape[0], bound=max_logits_bytes)
+    wants_any = wants_hidden or wants_weight
     with torch.autocast(hidden.device.type, enabled=False):
         for start in range(0, hidden.shape[0], rows):
             part = slice(start, start + rows)
             logits = hidden[part] @ matrix.t()
-            _differentiate(logits, labels[part], losses[part], head, gradient=any(wanted))
-            if grad_hidden is not None:
+            _differentiate(logits, labels[part], losses[part], head, gradient=wants_any)
+            if wants_hidden:
                 grad_hidden[part] = logits @ matrix
-            if grad_weight is not None:
+            if wants_weight:
                 _add_outer(grad_weight, logits, hidden[part])
             del logits  # before the next chunk's are made
-    if grad_weight is not None:
-        grad_weight = grad_weight.to(weight.dtype)
-    return losses.sum(), grad_hidden, grad_weight
+    return losses.sum(), grad_hidden, grad_weight.to(weight.dtype)
+
+
+@_run.register_fake
+def _(  # noqa: PLR0917 - as above
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    scale: float,  # noqa: ARG001 - the shapes do not depend on it
+    softcap: float | None,  # noqa: ARG001
+    z_loss: float,  # noqa: ARG001
+    max_logits_bytes: int,  # noqa: ARG001
+    wants_hidden: bool,
+    wants_weight: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tensors of the shapes and dtypes that ``_run`` returns."""
+    return (
+        labels.new_empty((), dtype=_exact(hidden)),
+        torch.empty_like(hidden) if wants_hidden else hidden.new_empty(0),
+        weight.new_empty(weight.shape if wants_weight else 0),
+    )
 
 
 def _differentiate(
@@ -175,7 +206,7 @@ def _differentiate(
 ) -> None:
     """Write each token's loss and turn ``logits`` (rows, V) into their gradient, in place."""
     multiplier = _gradient_scale(logits.dtype)
-    if logits.is_cuda and logits.dtype != torch.float64 and _has_triton():
+    if logits.is_cuda and logits.dtype != torch.float64 and _HAS_TRITON:
         from foundry_sdk.losses.kernels import softmax_gradient
 
         softmax_gradient(
@@ -217,8 +248,7 @@ def _add_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
     if hidden.dtype == total.dtype:
         total.addmm_(grad_logits.t(), hidden, alpha=share)
     elif hidden.is_cuda:
-        product = torch.mm(grad_logits.t(), hidden, out_dtype=total.dtype)
-        total.add_(product, alpha=share)
+        torch.addmm(total, grad_logits.t(), hidden, out_dtype=total.dtype, alpha=share, out=total)
     else:
         total.addmm_(grad_logits.t().to(total.dtype), hidden.to(total.dtype), alpha=share)
 
@@ -226,6 +256,11 @@ def _add_outer(total: Tensor, grad_logits: Tensor, hidden: Tensor) -> None:
 def _gradient_scale(dtype: torch.dtype) -> float:
     """Return what gradients of logits of ``dtype`` are multiplied by while they are kept."""
     return _FP16_GRADIENT_SCALE if dtype == torch.float16 else 1.0
+
+
+def _exact(hidden: Tensor) -> torch.dtype:
+    """Return the dtype of softmax and sums: float32, float64 for float64."""
+    return torch.promote_types(hidden.dtype, torch.float32)
 
 
 def _matmul_dtype(hidden_states: Tensor) -> torch.dtype:
@@ -244,8 +279,3 @@ def _chunk_rows(hidden: Tensor, *, vocab_size: int, bound: int) -> int:
     even = -(-tokens // max(1, chunks))
     rounded = -(-even // _ROW_MULTIPLE) * _ROW_MULTIPLE
     return max(1, rounded if rounded <= most else even)
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None

@@ -50,7 +50,7 @@ def fused_lion(
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]  # Triton is untyped where absent
 def _lion(  # noqa: PLR0917 - Triton passes by position
-    params: tl.tensor,
+    weights: tl.tensor,
     grads: tl.tensor,
     moments: tl.tensor,
     count: tl.tensor,
@@ -62,11 +62,11 @@ def _lion(  # noqa: PLR0917 - Triton passes by position
 ) -> None:
     offsets = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = offsets < count
-    p = tl.load(params + offsets, mask=inside, other=0.0).to(tl.float32)
+    p = tl.load(weights + offsets, mask=inside, other=0.0).to(tl.float32)
     grad = tl.load(grads + offsets, mask=inside, other=0.0).to(tl.float32)
     moment = tl.load(moments + offsets, mask=inside, other=0.0).to(tl.float32)
     update = moment + weight1 * (grad - moment)
     # Neither branch holds for NaN, which stays NaN as in torch.sign.
     sign = tl.where(update > 0, 1.0, tl.where(update < 0, -1.0, update))
-    tl.store(params + offsets, p * keep - lr * sign, mask=inside)
+    tl.store(weights + offsets, p * keep - lr * sign, mask=inside)
     tl.store(moments + offsets, moment + weight2 * (grad - moment), mask=inside)
