@@ -117,7 +117,7 @@ def whole_specs() -> list[tuple[str, str]]:
         (path.stem, block)
         for path in PAGES
         for block in blocks(path, "yaml")
-        if re.search(r"^model:", block, re.MULTILINE)
+        if re.search(r"^max_duration:", block, re.MULTILINE)
     ]
 
 
