@@ -114,7 +114,8 @@ class StepFinished:
     Attributes:
         step: steps made so far, this one included.
         epoch: epochs finished.
-        batch_in_epoch: batches drawn in the epoch under way, this one included.
+        batch_in_epoch: batches drawn in the epoch under way, this one included; 0 after the
+            last one of an epoch, as the next is under way.
         samples, tokens: seen so far, by all ranks; tokens without padding.
         step_samples, step_tokens, step_labels: of this step, all ranks.
         loss: mean over the step's labels, nats; None at a step between two logging intervals.

@@ -106,8 +106,9 @@ def load_into(
 def restore_numbers(module: nn.Module, optimizer: Optimizer, scalars: Mapping[str, Any]) -> None:
     """Put step counts and hyperparameters back into an optimizer whose tensors are loaded.
 
-    As in ``torch.optim.Optimizer.load_state_dict`` the checkpoint's hyperparameters are the ones
-    that count; each one that differs from the optimizer's own is logged.
+    Hyperparameters stay the optimizer's own, which are those of the spec, so that what a user
+    changes for the rest of a run has its effect; each one that differs from the checkpoint's is
+    logged.
 
     Raises:
         CheckpointError: the checkpoint has no optimizer, or one of another class or with other
@@ -134,7 +135,7 @@ def restore_numbers(module: nn.Module, optimizer: Optimizer, scalars: Mapping[st
             f"here {_sizes(groups)}"
         )
     for group, of_checkpoint in zip(optimizer.param_groups, stored["groups"], strict=True):
-        _restore_group(group, of_checkpoint["hyperparameters"])
+        _report_changes(group, of_checkpoint["hyperparameters"])
         for parameter in group["params"]:
             numbers = stored["state"].get(_name_of(parameter, names), {})
             for key, number in numbers.items():
@@ -227,17 +228,11 @@ def _as_hyperparameter(value: Any) -> Any:  # noqa: ANN401 - whatever an optimiz
     return list(value) if isinstance(value, tuple) else value
 
 
-def _restore_group(group: dict[str, Any], stored: Mapping[str, Any]) -> None:
+def _report_changes(group: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     for key, value in stored.items():
         own = group.get(key)
-        if _as_hyperparameter(own) != value and key != "lr":
-            _log.warning(
-                "optimizer.%s: %s here, %s in the checkpoint, which counts", key, own, value
-            )
-        if isinstance(own, Tensor):
-            own.fill_(value)
-        else:
-            group[key] = tuple(value) if isinstance(value, list) else value
+        if _as_hyperparameter(own) != value and key != "lr":  # which the schedule writes
+            _log.warning("optimizer.%s: %s from now on, %s in the checkpoint", key, own, value)
 
 
 def _restore_number(

@@ -19,7 +19,7 @@ from foundry_sdk.checkpoint.verify import Checkpoint, Skipped
 from foundry_sdk.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from foundry_sdk.checkpoint.lock import FolderLock
+    from foundry_sdk.lock import FolderLock
 
 _log = logging.getLogger(__name__)
 

@@ -16,12 +16,13 @@ from torch import Tensor
 
 from foundry_sdk.checkpoint.files import FileEntry, explain, sync_folder, write_file
 from foundry_sdk.checkpoint.layout import MANIFEST, Manifest, folder_name, unfinished_folders
-from foundry_sdk.checkpoint.lock import FolderLock
 from foundry_sdk.checkpoint.tensors import describe
 from foundry_sdk.errors import CheckpointError, CheckpointWriteError, NoSpaceError
 from foundry_sdk.faultpoints import reach
+from foundry_sdk.lock import FolderLock
 
 _log = logging.getLogger(__name__)
+LOCK: Final = ".lock"
 _PACKAGES: Final = ("foundry-sdk", "torch", "safetensors")
 
 
@@ -34,7 +35,7 @@ def take_folder(folder: Path) -> FolderLock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder)
+        lock = FolderLock.take(folder / LOCK)
         for path in unfinished_folders(folder):
             _log.info("%s: removed what an interrupted save left", path)
             shutil.rmtree(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from foundry_sdk.errors import RunError
-from foundry_sdk.runs.lock import FolderLock
+from foundry_sdk.lock import FolderLock
 from foundry_sdk.runs.machine import git_state, host_facts, package_versions
 from foundry_sdk.runs.redact import redact
 

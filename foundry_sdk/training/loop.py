@@ -113,7 +113,9 @@ class Loop:
         norm = self._clip()
         if not self._is_last(drawn):
             self.feed.draw_ahead()
-        logs = due(self.a.spec.console_log_interval, before, self._after(drawn, 0.0), None)
+        logs = due(
+            self.a.spec.console_log_interval, before, self._after(drawn, 0.0), self.a.total_steps
+        )
         reading = self._read(total, norm, drawn, needed=logs or before.step == 0)
         skip = self._refusal(drawn, reading) if drawn.labels else Skip(reason="no labels")
         lrs = self._update(skip)

@@ -7,7 +7,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from foundry_sdk.errors import RunError
+from foundry_sdk.errors import DeviceMemoryError, RunError
 from foundry_sdk.training.feed import Drawn
 from foundry_sdk.training.runtime import Runtime
 
@@ -54,16 +54,18 @@ class Microbatching:
         The repetition starts from cleared gradients, so the step's mathematics is unchanged.
 
         Raises:
-            RunError: not even one sequence fits.
+            DeviceMemoryError: not even one sequence fits, or the size that the user chose.
         """
         while True:
             try:
                 return run(drawn, self.size)
             except torch.OutOfMemoryError as error:
                 if not self._auto:
-                    raise RunError(_advice(self.size)) from error
+                    raise DeviceMemoryError(_advice(self.size)) from error
                 if self.size == 1:
-                    raise RunError("one sequence per forward does not fit the GPU") from error
+                    raise DeviceMemoryError(
+                        "one sequence per forward does not fit the GPU"
+                    ) from error
             # Outside the handler: the exception's frames hold the activations.
             self.size = max(1, self.size // 2)
             for parameter in self._objective.parameters():

@@ -14,7 +14,7 @@ import attrs
 from foundry_sdk.callbacks.bus import EventBus
 from foundry_sdk.checkpoint.layout import folder_name
 from foundry_sdk.checkpoint.store import CheckpointStore
-from foundry_sdk.errors import LockedRunError, RunError, SpecError
+from foundry_sdk.errors import FoundryError, LockedRunError, RunError, SpecError
 from foundry_sdk.events import RunFinished, RunStarted
 from foundry_sdk.runs.record import LOCK_FILE, RunRecord, RunStatus
 from foundry_sdk.runs.redact import redact
@@ -114,7 +114,7 @@ class _Run:
         saver = Saver(assembly, self.store)
         callbacks = self._restore(saver)
         started = self._started(assembly)
-        assembly.bus = EventBus(tuple(subscribers(self.spec, started)))
+        assembly.bus = self._bus(started)
         assembly.bus.load_state_dict(callbacks)
         self._write_start(assembly, started)
         assembly.bus.run_started(started)
@@ -157,6 +157,18 @@ class _Run:
             return {}
         return saver.resume(checkpoint)
 
+    def _bus(self, started: RunStarted) -> EventBus:
+        """Build callbacks and loggers; if one cannot be, on whatever rank, all ranks raise."""
+        bus, failure = None, None
+        try:
+            bus = EventBus(tuple(subscribers(self.spec, started)))
+        except FoundryError as error:
+            failure = str(error)
+        failures = [text for text in self.runtime.gather(failure) if text]
+        if bus is None or failures:
+            raise RunError(failures[0])
+        return bus
+
     def _started(self, assembly: Assembly) -> RunStarted:
         spec, runtime = self.spec, self.runtime
         return RunStarted(
@@ -182,13 +194,11 @@ class _Run:
 
     def _write_start(self, assembly: Assembly, started: RunStarted) -> None:
         names = self.runtime.gather(self.runtime.device_name())
-        sources = {"train_loader": assembly.source}
-        sources |= {evaluator.label: evaluator.source for evaluator in assembly.evaluators}
         self.record.start(
             resolved_spec=started.resolved_spec,
             choices=started.choices,
             devices={"world_size": self.runtime.world_size, "names": names},
-            data={label: source.describe() for label, source in sources.items()},
+            data=_describe(assembly),
             seeds={"seed": self.spec.seed},
             command=sys.argv,
         )
@@ -203,9 +213,6 @@ class _Run:
         error: str | None = None,
     ) -> None:
         state = assembly.state
-        assembly.bus.run_finished(
-            RunFinished(step=state.step, seconds=state.seconds, stopped_by=reason, error=error)
-        )
         summary: dict[str, float] = {
             "steps": state.step,
             "tokens": state.tokens,
@@ -215,7 +222,11 @@ class _Run:
             summary |= result.eval_metrics
             if result.last_loss is not None:
                 summary["loss/train/total"] = result.last_loss
-        self.record.finish(status=status, reason=reason, summary=summary)
+        # First the record: a callback that fails at the end must not leave the run "running".
+        self.record.finish(status=status, reason=reason, summary=summary, data=_describe(assembly))
+        assembly.bus.run_finished(
+            RunFinished(step=state.step, seconds=state.seconds, stopped_by=reason, error=error)
+        )
 
     def _result(self, assembly: Assembly, result: LoopResult) -> RunResult:
         folders = [self.folder / folder_name(step) for step in sorted(self.store.steps())]
@@ -230,6 +241,13 @@ class _Run:
             stopped_by=result.stopped_by,
             signal=self.signals.number,
         )
+
+
+def _describe(assembly: Assembly) -> dict[str, Any]:
+    """Return what there is to say of each loader's data now."""
+    sources = {"train_loader": assembly.source}
+    sources |= {evaluator.label: evaluator.source for evaluator in assembly.evaluators}
+    return {label: source.describe() for label, source in sources.items()}
 
 
 def _open_record(spec: RunSpec, runtime: Runtime) -> RunRecord:

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from foundry_sdk.callbacks.contract import CallbackSpec
 from foundry_sdk.callbacks.guards import NaNMonitorSpec
 from foundry_sdk.events import RunStarted
+from foundry_sdk.loggers.announcer import Announcer
+from foundry_sdk.loggers.console import ConsoleLogger
 from foundry_sdk.loggers.jsonl import JsonlLogger
 from foundry_sdk.specs.run import RunSpec
 
@@ -18,14 +20,13 @@ def subscribers(spec: RunSpec, started: RunStarted) -> Iterable[object]:
     if started.run_dir is not None:
         yield JsonlLogger(started.run_dir)
     if spec.log_to_console:
-        from foundry_sdk.loggers.console import ConsoleLogger
-
         yield ConsoleLogger(
             max_duration=started.max_duration,
             total_steps=started.total_steps,
             interval=spec.console_log_interval,
             progress_bar=spec.progress_bar,
         )
+        yield Announcer(log_config=spec.log_config)
 
 
 def with_guards(callbacks: Iterable[CallbackSpec]) -> tuple[CallbackSpec, ...]:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "foundry_sdk"
 
 LAYERS = {
-    1: {"errors", "units", "batch", "faultpoints"},
+    1: {"errors", "units", "batch", "faultpoints", "lock"},
     2: {"component", "events", "intervals"},
     3: {
         *("hookspecs", "models", "data", "losses", "optim", "callbacks", "loggers", "checkpoint"),

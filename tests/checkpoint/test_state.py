@@ -158,15 +158,15 @@ def test_other_parameter_groups_are_refused_with_their_sizes(folder):
         load_into(store, store.newest(), model, other)
 
 
-def test_the_checkpoint_s_hyperparameters_count_and_a_difference_is_said(folder, caplog):
+def test_the_optimizer_s_own_hyperparameters_count_and_a_difference_is_said(folder, caplog):
     model, optimizer = build(OPTIMIZERS["momentum"])
     store = CheckpointStore(folder, SoloRanks())
     store.save(1, *model_and_optimizer_tensors(model, optimizer), {})
     for group in optimizer.param_groups:
         group["momentum"] = 0.5
     load_into(store, store.newest(), model, optimizer)
-    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
-    assert "optimizer.momentum: 0.5 here, 0.9 in the checkpoint" in caplog.text
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert "optimizer.momentum: 0.5 from now on, 0.9 in the checkpoint" in caplog.text
 
 
 def test_a_foreign_parameter_is_said():

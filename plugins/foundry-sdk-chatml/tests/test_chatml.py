@@ -1,10 +1,11 @@
 """The preprocessor against text written out by hand, and the way it is found."""
 
 import pytest
+from foundry_sdk_chatml import chatml
+
 from foundry_sdk.data.contract import PreprocessorSpec
 from foundry_sdk.errors import DataError
 from foundry_sdk.plugin.host import PluginHost
-from foundry_sdk_chatml import chatml
 
 
 def test_a_conversation() -> None:
