@@ -1,5 +1,6 @@
 """``foundry train``: a run on this machine's devices, or as one of several machines."""
 
+import logging
 import os
 import signal
 import sys
@@ -107,6 +108,8 @@ def train(
     from foundry_sdk.launch.topology import LaunchOptions, resolve_topology, started_as_worker
     from foundry_sdk.pretrainer import Pretrainer
 
+    # The SDK's own lines from the level that the spec names; warnings of everybody else.
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = LaunchOptions(
         nproc=nproc,
         world_size=world_size,

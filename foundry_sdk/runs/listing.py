@@ -9,8 +9,8 @@ from typing import Any, Final
 import attrs
 
 from foundry_sdk.errors import RunError
-from foundry_sdk.loggers.jsonl import METRICS_FILE, MetricsLine, read_last_metrics
 from foundry_sdk.lock import is_locked
+from foundry_sdk.loggers.jsonl import METRICS_FILE, MetricsLine, read_last_metrics
 from foundry_sdk.runs.plot import TRAIN_LOSS
 from foundry_sdk.runs.record import LOCK_FILE, RUN_FILE, read_run
 

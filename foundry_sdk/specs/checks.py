@@ -63,10 +63,9 @@ def _numbers(fields: Mapping[str, Any]) -> Iterator[Problem]:
     evaluation = fields.get("device_eval_batch_size")
     if evaluation is not None and evaluation < 1:
         yield ("device_eval_batch_size",), f"must be >= 1, got {evaluation}"
-    for name in ("eval_subset_num_batches", "train_subset_num_batches"):
-        batches = fields.get(name)
-        if batches is not None and batches != -1 and batches < 1:
-            yield (name,), f"must be >= 1, or -1 for all, got {batches}"
+    batches = fields.get("eval_subset_num_batches")
+    if batches is not None and batches != -1 and batches < 1:
+        yield ("eval_subset_num_batches",), f"must be >= 1, or -1 for all, got {batches}"
     keep = fields.get("save_num_checkpoints_to_keep")
     if keep is not None and keep != -1 and keep < 1:
         yield ("save_num_checkpoints_to_keep",), f"must be >= 1, or -1 for all, got {keep}"

@@ -79,6 +79,7 @@ TOP_LEVEL: Final[Mapping[str, LegacyKey]] = MappingProxyType(
         "eval_loaders": _unsupported("use eval_loader, which takes a list"),
         "save_latest_filename": _no_effect(_FIXED_NAMES),
         "save_filename": _no_effect(_FIXED_NAMES),
+        "train_subset_num_batches": _unsupported("say max_duration in ba", (None, -1)),
         "save_ignore_keys": _unsupported("use save_weights_only", (None, [])),
         "load_ignore_keys": _unsupported("use load_weights_only", (None, [])),
         "only_hf_checkpoint": _unsupported("use `foundry export` on the run"),

@@ -128,7 +128,6 @@ class RunSpec:
         eval_interval: between evaluations; one is also made at the end.
         eval_first: evaluate before the first step.
         eval_subset_num_batches: batches of each evaluation; -1 = all.
-        train_subset_num_batches: batches of each epoch; -1 = all.
         run_name: name of the run's folder.
         run_root: where runs are kept.
         save_folder: where checkpoints go.
@@ -172,7 +171,6 @@ class RunSpec:
     eval_interval: Duration = attrs.field(default=Duration.parse("1ep"), converter=_duration)
     eval_first: bool = False
     eval_subset_num_batches: int = -1
-    train_subset_num_batches: int = -1
     run_name: str | None = None
     run_root: str = "runs"
     save_folder: str | None = None

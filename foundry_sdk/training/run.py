@@ -1,5 +1,6 @@
 """A whole run: process group, folder, parts, loop, and a record of how it ended."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -66,6 +67,7 @@ def train(spec: RunSpec) -> RunResult:
         SpecError, DataError: before any work.
         RunError: the run could not go on; its record says why.
     """
+    logging.getLogger("foundry_sdk").setLevel(spec.python_log_level.upper())
     with StopRequest() as signals:
         runtime = Runtime.start(
             precision=spec.precision,
@@ -252,9 +254,11 @@ def _describe(assembly: Assembly) -> dict[str, Any]:
 
 def _open_record(spec: RunSpec, runtime: Runtime) -> RunRecord:
     """Open the run's folder; if rank 0 can't, every rank raises its reason."""
-    name = runtime.broadcast(spec.run_name or os.environ.get("RUN_NAME") or _new_name())
+    name = runtime.broadcast(_name(spec))
     if spec.autoresume and name.startswith(_GENERATED):
-        raise SpecError("autoresume: needs a run_name: a run is known by its folder")
+        raise SpecError(
+            "autoresume: needs a run_name or a save_folder: a run is known by its folder"
+        )
     root = Path(spec.run_root)
     resume = spec.autoresume or spec.save_overwrite
     record: RunRecord | None = None
@@ -272,7 +276,13 @@ def _open_record(spec: RunSpec, runtime: Runtime) -> RunRecord:
     return record
 
 
-def _new_name() -> str:
+def _name(spec: RunSpec) -> str:
+    """Return the run's name: given, from the environment, its save folder's, or a new one."""
+    given = spec.run_name or os.environ.get("RUN_NAME")
+    if given:
+        return given
+    if spec.autoresume and spec.save_folder:
+        return Path(spec.save_folder).name
     return f"{_GENERATED}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 

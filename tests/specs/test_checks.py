@@ -23,7 +23,7 @@ Reader = Callable[..., tuple[PretrainSpec, tuple[str, ...]]]
         ),
         (["device_eval_batch_size=0"], "device_eval_batch_size: must be >= 1, got 0"),
         (["eval_subset_num_batches=0"], "eval_subset_num_batches: must be >= 1, or -1 for all"),
-        (["train_subset_num_batches=-2"], "train_subset_num_batches: must be >= 1, or -1"),
+        (["eval_subset_num_batches=-2"], "eval_subset_num_batches: must be >= 1, or -1"),
         (["save_num_checkpoints_to_keep=0"], "save_num_checkpoints_to_keep: must be >= 1, or -1"),
         (["save_interval=0"], "save_interval: must be longer than 0, got '0ep'"),
         (["console_log_interval=0ba"], "console_log_interval: must be longer than 0"),
