@@ -1,6 +1,6 @@
 """Opens any trained model to write with: a run, a checkpoint, or an exported folder."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,10 @@ def open_writer(path: str | Path, *, device: str | None = None) -> Writer:
 
 def _open_exported(folder: Path, device: torch.device) -> Writer:
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    quiet: Callable[[], None] = logging.disable_progress_bar
+    quiet()  # the bar would stand between the texts
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False

@@ -24,6 +24,17 @@ class ModelSpec(ComponentSpec):
         The values are not promised: assembly calls ``init_weights`` or loads a checkpoint.
         """
 
+    def check_device(self, device_type: str) -> None:
+        """Refuse a device that this model cannot be trained on as it is described.
+
+        Args:
+            device_type: ``"cpu"`` or ``"cuda"``.
+
+        Raises:
+            SpecError: with what to change.
+        """
+        del device_type
+
     def flops_per_token(self, sequence_length: int) -> int | None:
         """Return the FLOPs of forward and backward for one token; None = not known here."""
         del sequence_length

@@ -133,6 +133,7 @@ def _model(
     spec: RunSpec, runtime: Runtime, vocabulary: int, choices: dict[str, str]
 ) -> tuple[Objective, nn.Module]:
     """Return model and loss as built, and as sharded or replicated; values initialised."""
+    spec.model.check_device(runtime.device.type)
     model = spec.model.build(device="meta" if runtime.sharded else str(runtime.device))
     if vocabulary > model.vocab_size:
         raise SpecError(
@@ -182,7 +183,7 @@ def _checkpoint_activations(spec: RunSpec, model: LanguageModel) -> None:
 
     if spec.fsdp_config is None or not spec.fsdp_config.activation_checkpointing:
         return
-    blocks = model.blocks()
+    blocks = model.recomputed_blocks()
     if not blocks:
         raise SpecError(
             "fsdp_config.activation_checkpointing: this model has no blocks to recompute"

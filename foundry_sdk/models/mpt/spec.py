@@ -195,6 +195,16 @@ class MPTSpec(ModelSpec):
         attention = self.n_layers * 2 * 2 * self.d_model * sequence_length
         return 3 * (2 * self.parameters() + attention)
 
+    def check_device(self, device_type: str) -> None:
+        """Refuse an ``attn_impl`` that cannot train this model on such a device.
+
+        Raises:
+            SpecError: naming the ones that can.
+        """
+        from foundry_sdk.models.mpt.kernels import check_implementation
+
+        check_implementation(self.attn_config, device_type)
+
     def max_sequence_length(self) -> int | None:
         """Return ``max_seq_len``; None with dynamic RoPE scaling, which goes beyond."""
         attention = self.attn_config

@@ -186,6 +186,8 @@ def test_what_cannot_train_here_names_what_could(
     model = small(impl, **option).build(device="cpu")
     with pytest.raises(SpecError, match=able):
         model(random_batch())
+    with pytest.raises(SpecError, match=able):
+        model.spec.check_device("cpu")
 
 
 def test_inference_of_a_model_trained_with_another_kernel_needs_no_kernel() -> None:
