@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -88,8 +89,11 @@ def pinned_revision(dataset: str) -> str | None:
     None for a folder or a file format.
 
     Raises:
-        DataError: the hub cannot be reached, or has no such dataset.
+        DataError: the package ``datasets`` is not installed; the hub cannot be reached, or has
+            no such dataset.
     """
+    if find_spec("datasets") is None:
+        raise DataError(f"dataset {dataset!r}: needs the package datasets; pip install datasets")
     if Path(dataset).expanduser().exists():
         return None
     from huggingface_hub import HfApi

@@ -297,6 +297,15 @@ def test_errors_name_the_dataset(*, hub: dict[str, str], tmp_path: Path) -> None
         assert "Traceback" not in done.stderr
 
 
+def test_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from foundry_sdk.data import convert_hf
+    from foundry_sdk.errors import DataError
+
+    monkeypatch.setattr("foundry_sdk.data.convert.hub.find_spec", lambda _: None)
+    with pytest.raises(DataError, match="'c/d': needs the package datasets; pip install datasets"):
+        convert_hf(dataset="c/d", out_root=tmp_path / "out")
+
+
 def test_a_local_folder_needs_no_hub(
     *, hub: dict[str, str], texts: list[str], tmp_path: Path, read_rows: Any
 ) -> None:

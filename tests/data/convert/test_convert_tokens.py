@@ -215,6 +215,24 @@ def test_special_tokens_of_the_tokenizer_surround_each_document(
     assert card.inexact_splits == 0
 
 
+@pytest.mark.usefixtures("small_units")
+def test_a_tokenizer_written_in_python(
+    tmp_path: Path, lines: Path, texts: list[str], naive_rows: Any, read_rows: Any
+) -> None:
+    from transformers import ByT5Tokenizer
+
+    make: Any = ByT5Tokenizer
+    make().save_pretrained(tmp_path / "byt5")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "byt5")
+    assert not tokenizer.is_fast
+    card = convert_json(
+        path=lines, out_root=tmp_path / "out", concat_tokens=90, tokenizer=str(tmp_path / "byt5")
+    )
+    rows = read_rows(tmp_path / "out" / "train")
+    assert card.inexact_splits > 0  # nothing is known of it, so nothing is promised
+    assert rows == naive_rows(texts, tokenizer, 90)  # it is one id a byte
+
+
 def test_a_document_without_a_place_to_cut_is_reported(
     tmp_path: Path, tokenizer_folder: str, write_lines: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
