@@ -93,8 +93,10 @@ def read_index(path: Path) -> MDSIndex:
     content = check.mapping(values, "document", {"version", "shards"}, optional=frozenset())
     check.equal(content["version"], 2, "version")
     shards = content["shards"]
-    if not isinstance(shards, list) or not shards:
-        raise check.error("shards", shards, "a list with at least one shard")
+    if shards == []:
+        raise DataError(f"{path}: the data has no samples; convert it again")
+    if not isinstance(shards, list):
+        raise check.error("shards", shards, "a list of shards")
     entries = [check.shard(entry, f"shards[{number}]") for number, entry in enumerate(shards)]
     names = [file.basename for e in entries for file in (e.raw, e.zip) if file is not None]
     if len(set(names)) != len(names):

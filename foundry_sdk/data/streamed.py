@@ -9,7 +9,7 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Self
 
 import torch
@@ -54,20 +54,16 @@ class VerifiedDataset(_Dataset):  # type: ignore[misc]  # untyped library
                 f"the environment says WORLD_SIZE={world.num_ranks}, but torch.distributed is "
                 "not initialized; start the runtime before the data, or unset WORLD_SIZE"
             )
-        locks: list[shared_memory.CacheLock] = []
-        try:
+        with ExitStack() as locks:
             _on_all_ranks(lambda: _fetch(streams, locks, is_local_leader=world.is_local_leader))
             _on_all_ranks(lambda: _open(streams))
             prefix = _agree_on_prefix(world)
-            with _with_prefix(prefix):
-                dataset = cls(streams=streams, **options)
-        except BaseException as error:
-            for lock in locks:
-                lock.close()
-            if isinstance(error, FoundryError) or not isinstance(error, ValueError | RuntimeError):
-                raise
-            raise DataError(f"the data cannot be opened: {error}") from error
-        dataset._take_over(prefix, locks, is_local_leader=world.is_local_leader)
+            try:
+                with _with_prefix(prefix):
+                    dataset = cls(streams=streams, **options)
+            except (ValueError, RuntimeError) as error:
+                raise DataError(f"the data cannot be opened: {error}") from error
+            dataset._take_over(prefix, locks.pop_all(), is_local_leader=world.is_local_leader)
         return dataset
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
@@ -123,18 +119,14 @@ class VerifiedDataset(_Dataset):  # type: ignore[misc]  # untyped library
 
     def forget_parent(self) -> None:
         """Let go, in a forked process, of what only the parent must hold."""
-        for lock in self._locks:
-            lock.close()
+        self._locks.close()
 
     def close(self) -> None:
         """Give shared memory and the folders back."""
         self._finalizer()
-        for lock in self._locks:
-            lock.close()
+        self._locks.close()
 
-    def _take_over(
-        self, prefix: int, locks: list[shared_memory.CacheLock], *, is_local_leader: bool
-    ) -> None:
+    def _take_over(self, prefix: int, locks: ExitStack, *, is_local_leader: bool) -> None:
         self._locks = locks
         self._checked = torch.zeros(self.num_shards, dtype=torch.uint8)
         self._checked.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types here
@@ -173,7 +165,7 @@ class VerifiedDataset(_Dataset):  # type: ignore[misc]  # untyped library
 
 def _fetch(
     streams: Sequence[VerifiedStream],
-    locks: list[shared_memory.CacheLock],
+    locks: ExitStack,
     *,
     is_local_leader: bool,
 ) -> None:
@@ -183,7 +175,8 @@ def _fetch(
     shared_memory.reclaim()
     for stream in streams:
         if stream.remote is not None:
-            locks.append(shared_memory.CacheLock(stream.folder, what=f"stream {stream.name!r}"))
+            lock = shared_memory.CacheLock(stream.folder, what=f"stream {stream.name!r}")
+            locks.callback(lock.close)
             stream.fetch_index()
 
 
