@@ -27,6 +27,12 @@ def export(
     precision: Annotated[
         _Precision, typer.Option(help="Of the exported weights.")
     ] = _Precision.FP32,
+    custom_code: Annotated[
+        bool,
+        typer.Option(
+            "--custom-code", help="Write our own architecture with its code beside the weights."
+        ),
+    ] = False,
 ) -> None:
     """Export a trained model for transformers, and prove that it is the same model.
 
@@ -34,7 +40,8 @@ def export(
     computes the same function, with its tokenizer. A separate process then loads
     the very files, without any code of ours, and compares logits and greedy
     continuations; the result is certificate.json. Where no architecture is equal,
-    the reasons are listed and nothing is written.
+    the reasons are listed and nothing is written; --custom-code exports any model,
+    which others then load with trust_remote_code=True.
 
     Examples:
       foundry export runs/my-run exported
@@ -45,7 +52,7 @@ def export(
 
     from foundry_sdk.export.exporter import export_model
 
-    certificate = export_model(run, out, precision=precision.value)
+    certificate = export_model(run, out, precision=precision.value, custom_code=custom_code)
     rows = [
         ("written to", str(out)),
         ("architecture", certificate.architecture),

@@ -1,6 +1,7 @@
 """Which transformers architecture computes the same function as an MPT, and its tensors."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import attrs
@@ -12,6 +13,7 @@ from foundry_sdk.export.layouts import (
     gpt_neox_tensors,
     llama_tensors,
     mpt_tensors,
+    own_tensors,
 )
 from foundry_sdk.export.source import Source
 from foundry_sdk.models.mpt.spec import MPTSpec
@@ -40,12 +42,14 @@ class Architecture:
         config: of ``config.json``, without token ids.
         tensors: yields names and functions that make the tensors, from a ``Source``.
         folded: whether weights were multiplied by a factor, which rounds them once more.
+        code: a modelling file that the architecture needs, to be copied beside the weights.
     """
 
     name: str
     config: dict[str, Any]
     tensors: Callable[[Source], Tensors]
     folded: bool
+    code: Path | None = None
 
 
 def architecture_of(spec: MPTSpec) -> Architecture:
@@ -67,9 +71,27 @@ def architecture_of(spec: MPTSpec) -> Architecture:
     if obstacles:
         raise ExportError(
             f"no transformers architecture computes the same as this model; {found.name} is the "
-            "nearest, but:\n" + "\n".join(f"  {obstacle}" for obstacle in obstacles)
+            "nearest, but:\n"
+            + "\n".join(f"  {obstacle}" for obstacle in obstacles)
+            + "\ncustom code (--custom-code) can be exported beside the weights instead"
         )
     return found
+
+
+def custom_architecture(spec: MPTSpec) -> Architecture:
+    """Return an architecture for any MPT, which brings its own code."""
+    code = Path(__file__).with_name("modeling_foundry_mpt.py")
+    config = {
+        "model_type": "foundry_mpt",
+        "auto_map": {
+            "AutoConfig": f"{code.stem}.FoundryMPTConfig",
+            "AutoModelForCausalLM": f"{code.stem}.FoundryMPTForCausalLM",
+        },
+        "mpt": attrs.asdict(spec),
+    }
+    return Architecture(
+        name="FoundryMPTForCausalLM", config=config, tensors=own_tensors, folded=False, code=code
+    )
 
 
 def _obstacles_everywhere(spec: MPTSpec) -> list[str]:

@@ -89,6 +89,7 @@ def compare(
     tensors: Mapping[str, list[int]],
     tokenizer: "PreTrainedTokenizerBase | None",
     tolerance: float,
+    custom_code: bool = False,
 ) -> Comparison:
     """Compare the files in ``folder`` with ``model``, in a process that knows neither.
 
@@ -98,6 +99,7 @@ def compare(
         tensors: name and shape of each tensor that must be in them.
         tokenizer: of the run, if any; the exported one must make the same ids.
         tolerance: allowed difference of logits, as a share of the largest.
+        custom_code: whether the folder's own modelling file is to be used.
 
     Raises:
         ExportError: the files cannot be loaded, or say something else than the model.
@@ -105,7 +107,13 @@ def compare(
     prompts = _prompts(model, tokenizer)
     texts = TEXTS if tokenizer is not None else ()
     logits, answer = _run_clean_process(
-        folder, {"tensors": dict(tensors), "prompts": prompts, "texts": texts}
+        folder,
+        {
+            "tensors": dict(tensors),
+            "prompts": prompts,
+            "texts": texts,
+            "custom_code": custom_code,
+        },
     )
     if tokenizer is not None:
         for text, theirs in zip(TEXTS, answer["text_ids"], strict=True):
@@ -160,7 +168,7 @@ def _run_clean_process(
     from safetensors.torch import load_file
 
     script = Path(__file__).with_name("clean_process.py")
-    environment = os.environ | {
+    environment = dict(os.environ) | {
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -170,6 +178,7 @@ def _run_clean_process(
     with tempfile.TemporaryDirectory(prefix="foundry-export-") as name:
         scratch = Path(name)
         paths = {"logits": str(scratch / "logits"), "answer": str(scratch / "answer.json")}
+        environment["HF_MODULES_CACHE"] = str(scratch / "modules")
         asked = {**request, **paths, "folder": str(folder.resolve()), "new_tokens": NEW_TOKENS}
         (scratch / "request.json").write_text(json.dumps(asked), encoding="utf-8")
         done = subprocess.run(  # noqa: S603 - our own interpreter and script

@@ -1,4 +1,4 @@
-"""Reads an exported model as anyone would: transformers alone, no foundry_sdk, no remote code.
+"""Reads an exported model as anyone would: with transformers, and nothing of foundry_sdk.
 
 Run as ``python -I clean_process.py REQUEST``. REQUEST is a JSON file::
 
@@ -6,6 +6,7 @@ Run as ``python -I clean_process.py REQUEST``. REQUEST is a JSON file::
     tensors     {name: shape} of every tensor there must be
     prompts     lists of token ids
     texts       texts, or none without a tokenizer
+    custom_code whether the folder brings its own modelling file, to be trusted
     new_tokens  how many tokens to continue each prompt with, greedily
     logits      file to write float32 logits to, one tensor per prompt, "0", "1" …
     answer      file to write {"text_ids": [...], "continuations": [...], "versions": {...}} to
@@ -33,12 +34,13 @@ def main(request: dict[str, Any]) -> None:
         folder,
         dtype=torch.float32,
         local_files_only=True,
-        trust_remote_code=False,
+        trust_remote_code=request["custom_code"],
         output_loading_info=True,
     )
     model, loading = loaded
     # a tied head is no tensor of its own; transformers 4 lists it as missing, 5 does not
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is model.get_input_embeddings().weight
     missing = {name for name in loading["missing_keys"] if not (tied and _is_head(model, name))}
     for what, names in (
         ("not in the files", missing),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import torch
 
 from foundry_sdk.errors import ExportError
-from foundry_sdk.export.architectures import architecture_of
+from foundry_sdk.export.architectures import architecture_of, custom_architecture
 from foundry_sdk.export.certificate import (
     CERTIFICATE,
     ROUNDED_TOLERANCE,
@@ -35,7 +35,11 @@ _DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.f
 
 
 def export_model(
-    path: str | Path, out: str | Path, *, precision: Precision = "fp32"
+    path: str | Path,
+    out: str | Path,
+    *,
+    precision: Precision = "fp32",
+    custom_code: bool = False,
 ) -> Certificate:
     """Export the model of a run, or of one of its checkpoints; see ``export_weights``.
 
@@ -43,6 +47,7 @@ def export_model(
         path: a run's folder (its newest whole checkpoint is taken), or a checkpoint's.
         out: a folder that does not exist or is empty.
         precision: of the files.
+        custom_code: as in ``export_weights``.
 
     Raises:
         CheckpointError: there is no whole checkpoint.
@@ -54,7 +59,9 @@ def export_model(
             f"{type(trained.model).__name__} has no export here; models from transformers are "
             "saved by the hf_checkpointer callback"
         )
-    return export_weights(trained.model, trained.tokenizer, out, precision=precision)
+    return export_weights(
+        trained.model, trained.tokenizer, out, precision=precision, custom_code=custom_code
+    )
 
 
 def export_weights(
@@ -63,6 +70,7 @@ def export_weights(
     out: str | Path,
     *,
     precision: Precision = "fp32",
+    custom_code: bool = False,
     shard_bytes: int = SHARD_BYTES,
 ) -> Certificate:
     """Write ``model`` to ``out`` and prove that transformers reads the same model from there.
@@ -75,6 +83,8 @@ def export_weights(
         tokenizer: saved beside the weights.
         out: a folder that does not exist or is empty.
         precision: of the files; the comparison is with the weights as rounded to it.
+        custom_code: write our own architecture and its modelling file, which loads only with
+            ``trust_remote_code=True``; every option of MPT has an equal there.
         shard_bytes: largest safetensors file.
 
     Raises:
@@ -86,7 +96,8 @@ def export_weights(
         raise ExportError(f"{target} already holds something; choose a folder that does not exist")
     if precision not in _DTYPES:
         raise ExportError(f"precision: expected {', '.join(_DTYPES)}, got {precision!r}")
-    architecture = architecture_of(model.spec)
+    choose = custom_architecture if custom_code else architecture_of
+    architecture = choose(model.spec)
     dtype = _DTYPES[precision]
     rounded = _rounded_copy(model, dtype)
     tied = model.spec.tie_word_embeddings
@@ -102,7 +113,12 @@ def export_weights(
         )
         write_config(temporary, architecture, tied=tied, dtype=dtype, tokenizer=tokenizer)
         comparison = compare(
-            rounded, temporary, tensors=tensors, tokenizer=tokenizer, tolerance=tolerance
+            rounded,
+            temporary,
+            tensors=tensors,
+            tokenizer=tokenizer,
+            tolerance=tolerance,
+            custom_code=custom_code,
         )
         certificate = Certificate(
             architecture=architecture.name,

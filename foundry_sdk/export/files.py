@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -66,7 +67,7 @@ def write_config(
     dtype: torch.dtype,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> None:
-    """Write ``config.json``, ``generation_config.json`` and the tokenizer's files."""
+    """Write ``config.json``, ``generation_config.json``, the tokenizer and any code."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {name: getattr(tokenizer, name, None) for name in names}
     if tokenizer is not None:
@@ -80,6 +81,8 @@ def write_config(
         "use_cache": True,
     }
     write_json(folder / "config.json", config)
+    if architecture.code is not None:
+        shutil.copyfile(architecture.code, folder / architecture.code.name)
     generation = {name: value for name, value in ids.items() if value is not None}
     write_json(folder / "generation_config.json", {"do_sample": False, **generation})
 

@@ -105,6 +105,12 @@ def llama_tensors(source: Source) -> Tensors:
     yield from _head(source, "lm_head.weight")
 
 
+def own_tensors(source: Source) -> Tensors:
+    """Yield every tensor under its own name."""
+    for name, _ in source.spec.build(device="meta").named_parameters():
+        yield name, partial(source.tensor, name)
+
+
 def _layer(source: Source, ours: str, theirs: str) -> Tensors:
     yield f"{theirs}.weight", partial(source.tensor, f"{ours}.weight")
     yield f"{theirs}.bias", partial(source.bias, ours)
