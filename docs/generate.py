@@ -34,6 +34,8 @@ def write_all(folder: Path) -> None:
         "legacy.inc": legacy_tables(),
         "results.inc": results_table(RESULTS),
     }
+    for left_over in set(folder.iterdir()) - {folder / name for name in pages}:
+        left_over.unlink()
     for name, text in pages.items():
         path = folder / name
         if not path.is_file() or path.read_text() != text:
