@@ -1,6 +1,9 @@
 """Generation: batches, both readers, and how a token is chosen."""
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,3 +162,42 @@ def test_temperature_top_k_and_top_p_draw_from_their_distributions() -> None:
 def test_top_k_of_a_greedy_choice_is_refused() -> None:
     with pytest.raises(ValueError, match="need a temperature above 0"):
         Sampling(top_k=3)
+
+
+SHARDED = """
+import sys
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+sys.path.insert(0, sys.argv[1])
+from test_generation import Letters, tiny
+from foundry_sdk.models.generation import generate
+
+dist.init_process_group("gloo")
+options = {"max_new_tokens": 8, "temperature": 1.0, "seed": 4}
+prompts = ["the cat", "a"]
+expected = generate(tiny(rope=True), Letters(), prompts, **options)
+model = tiny(rope=True)
+mesh = init_device_mesh("cpu", (2,))
+for block in model.blocks():
+    fully_shard(block, mesh=mesh)
+fully_shard(model, mesh=mesh)
+model.unshard()
+written = generate(model, Letters(), prompts, **options)
+assert written == expected, (written, expected)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def test_a_sharded_model_writes_what_a_whole_one_writes(tmp_path: Path) -> None:
+    script = tmp_path / "sharded.py"
+    script.write_text(SHARDED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launch, str(script), str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
