@@ -1,11 +1,14 @@
 """Self-attention of one block, and what all blocks share in one forward."""
 
+from collections.abc import Callable
+
 import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from foundry_sdk.models.mpt.kernels import (
+    HAS_VARLEN,
     AttentionInputs,
     AttentionOptions,
     Kernel,
@@ -130,25 +133,32 @@ class Attention(nn.Module):
 
 
 class AttentionInputsMaker:
-    """Makes ``AttentionInputs`` of a model's forward; keeps flex attention's causal block masks."""
+    """Makes ``AttentionInputs`` of a model's forward.
+
+    What is the same in each forward stays on the device: a copy from ordinary host memory waits
+    for the device. It is made outside of inference mode, as training may need it afterwards.
+    """
 
     def __init__(self, spec: MPTSpec) -> None:
         self._spec = spec
         self._block_masks: dict[tuple[int, torch.device], BlockMask] = {}
+        self._constants: dict[tuple[str, int, torch.device], Tensor] = {}
 
     def for_sequences(
         self,
         positions: Tensor,
         sequence_ids: Tensor | None,
         *,
+        places: Tensor | None = None,
         dtype: torch.dtype,
         attention_dtype: torch.dtype,
     ) -> AttentionInputs:
         """Return the inputs of whole sequences.
 
         Args:
-            positions: int64 (1, S).
+            positions: int64 (1, S), in the row.
             sequence_ids: int64 (B, S) where documents are kept apart, else None.
+            places: int64 (1 or B, S), in the document; None = ``positions``.
             dtype: of parameters; tables are float32 or better.
             attention_dtype: what queries will be in.
 
@@ -156,7 +166,7 @@ class AttentionInputsMaker:
             SpecError: ``attn_impl`` cannot compute this on this device.
         """
         kernel = self._kernel(positions.device, sequence_ids is not None, attention_dtype)
-        inputs = self._positional(positions, kernel, dtype)
+        inputs = self._positional(positions if places is None else places, kernel, dtype)
         if kernel == "flex":
             return attrs.evolve(
                 inputs,
@@ -204,7 +214,7 @@ class AttentionInputsMaker:
         if config.attn_impl == "flash" and "flash" not in unsupported(config, device.type):
             half = dtype in {torch.float16, torch.bfloat16}
             packed = documents and half and device.type == "cuda" and not config.attn_pdrop
-            return "varlen" if packed else "fused"
+            return "varlen" if packed and HAS_VARLEN else "fused"
         return "explicit"
 
     def _positional(self, positions: Tensor, kernel: Kernel, dtype: torch.dtype) -> AttentionInputs:
@@ -213,11 +223,17 @@ class AttentionInputsMaker:
         tables = torch.promote_types(dtype, torch.float32)
         rotary = query_factor = None
         if config.rope:
-            frequencies = rope_frequencies(
-                config,
-                head_dim=spec.dim_per_head,
-                length=positions.shape[1],
-                max_seq_len=spec.max_seq_len,
+            length = max(positions.shape[1], spec.max_seq_len)
+            frequencies = self._constant(
+                "frequencies",
+                length,
+                positions.device,
+                lambda: rope_frequencies(
+                    config,
+                    head_dim=spec.dim_per_head,
+                    length=length,
+                    max_seq_len=spec.max_seq_len,
+                ),
             )
             rotary = rotary_tables(positions, frequencies, tables)
         tuning = config.attn_temperature_tuning
@@ -231,20 +247,34 @@ class AttentionInputsMaker:
         return AttentionInputs(kernel=kernel, rotary=rotary, query_factor=query_factor)
 
     def _slopes(self, device: torch.device, dtype: torch.dtype) -> Tensor | None:
-        if not self._spec.attn_config.alibi:
+        heads, config = self._spec.n_heads, self._spec.attn_config
+        if not config.alibi:
             return None
-        slopes = alibi_slopes(self._spec.n_heads, self._spec.attn_config.alibi_bias_max)
-        return slopes.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
+        slopes = self._constant(
+            "slopes", 0, device, lambda: alibi_slopes(heads, config.alibi_bias_max)
+        )
+        return slopes.to(torch.promote_types(dtype, torch.float32))
+
+    def _constant(
+        self, name: str, length: int, device: torch.device, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """Return what ``make`` makes, on ``device``; made once per length."""
+        key = (name, length, device)
+        if key not in self._constants:
+            with torch.inference_mode(False):
+                self._constants[key] = make().to(device)
+        return self._constants[key]
 
     def _block_mask(self, positions: Tensor, sequence_ids: Tensor | None) -> BlockMask:
         length, device = positions.shape[1], positions.device
         if sequence_ids is None and (length, device) in self._block_masks:
             return self._block_masks[length, device]
-        made = make_block_mask(
-            length, sequence_ids, self._spec.attn_config.sliding_window_size, device
-        )
-        if sequence_ids is None:
-            self._block_masks = {(length, device): made}
+        window = self._spec.attn_config.sliding_window_size
+        if sequence_ids is not None:
+            return make_block_mask(length, sequence_ids, window, device)
+        with torch.inference_mode(False):
+            made = make_block_mask(length, None, window, device)
+        self._block_masks = {(length, device): made}
         return made
 
 

@@ -1,7 +1,8 @@
 """Attention kernels behind one function, and which of them can compute what is asked for."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import attrs
 import torch
@@ -24,6 +25,20 @@ _FASTEST_FIRST = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+
+
+try:  # new in PyTorch 2.10, and its arguments are still changing
+    from torch.nn.attention.varlen import varlen_attn
+
+    _VARLEN_ARGUMENTS = frozenset(inspect.signature(varlen_attn).parameters)
+except ImportError:
+    _VARLEN_ARGUMENTS = frozenset()
+
+HAS_VARLEN: Final = {"window_size", "scale"} <= _VARLEN_ARGUMENTS
+"""Whether this PyTorch can attend within documents that are laid end to end."""
+_VARLEN_OPTIONS: Final[dict[str, Any]] = (
+    {"enable_gqa": True} if "enable_gqa" in _VARLEN_ARGUMENTS else {}
+)
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -237,8 +252,6 @@ def _varlen(
     query: Tensor, key: Tensor, value: Tensor, inputs: AttentionInputs, options: AttentionOptions
 ) -> Tensor:
     """Attend within documents laid end to end, rows of the batch included."""
-    from torch.nn.attention.varlen import varlen_attn
-
     if inputs.boundaries is None:
         raise ValueError("varlen attention needs document boundaries")
     mixed = varlen_attn(
@@ -251,6 +264,7 @@ def _varlen(
         inputs.longest,
         scale=options.scale,
         window_size=(-1, 0),
+        **_VARLEN_OPTIONS,
     )
     if not isinstance(mixed, Tensor):
         raise TypeError("varlen attention returned more than its output")

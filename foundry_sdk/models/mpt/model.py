@@ -147,10 +147,12 @@ class MPT(LanguageModel):
         if batch.attention_mask is not None:
             _refuse_left_padding(batch.attention_mask)
         positions = torch.arange(length, device=batch.input_ids.device)[None]
-        hidden_states = self._embed(batch.input_ids, positions)
+        places = positions if batch.position_ids is None else batch.position_ids
+        hidden_states = self._embed(batch.input_ids, places)
         inputs = self._inputs.for_sequences(
             positions,
             self._documents(batch),
+            places=places,
             dtype=self.transformer.wte.weight.dtype,
             attention_dtype=_compute_dtype(hidden_states),
         )

@@ -211,6 +211,10 @@ class MPTSpec(ModelSpec):
         dynamic = attention.rope and attention.rope_hf_config.type == "dynamic"
         return None if dynamic else self.max_seq_len
 
+    def isolates_documents(self) -> bool:
+        """Return ``attn_config.attn_uses_sequence_id``."""
+        return self.attn_config.attn_uses_sequence_id
+
     def vocabulary(self) -> int:
         """Return ``vocab_size``."""
         return self.vocab_size

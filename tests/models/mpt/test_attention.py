@@ -288,3 +288,26 @@ def test_the_block_mask_is_the_dense_mask() -> None:
     distance = index[:, None] - index
     expected = (distance >= 0) & (distance <= 5) & (ids[:, :, None] == ids[:, None, :])
     assert torch.equal(dense[:, 0], expected)
+
+
+@pytest.mark.parametrize("option", [{"rope": True}, {"alibi": True}], ids=str)
+def test_what_an_inference_leaves_behind_does_not_disturb_training(option: dict[str, Any]) -> None:
+    model = small("torch", **option).build(device="cpu")
+    model.init_weights(2)
+    with torch.inference_mode():
+        before = model(random_batch())
+    after = model(random_batch())
+    after.sum().backward()
+    torch.testing.assert_close(after, before)
+
+
+def test_tables_follow_the_length_with_dynamic_rope() -> None:
+    """A long sequence first must not change what a short one gets."""
+    scaled = RopeHFSpec(type="dynamic", factor=2.0)
+    spec = small("torch", rope=True, rope_impl="hf", rope_hf_config=scaled)
+    used, fresh = (spec.build(device="cpu") for _ in range(2))
+    used.init_weights(0)
+    fresh.init_weights(0)
+    ids = torch.arange(2 * LENGTH)[None] % VOCABULARY
+    used(Batch(input_ids=ids, labels=ids))
+    torch.testing.assert_close(used(random_batch()), fresh(random_batch()))
