@@ -13,6 +13,18 @@ from foundry_sdk.callbacks.speed import SpeedMonitorSpec
 from foundry_sdk.callbacks.stopping import EarlyStopperSpec
 from foundry_sdk.callbacks.timeout import RunTimeoutSpec
 from foundry_sdk.component import ComponentSpec
+from foundry_sdk.data.finetuning.spec import FinetuningDataSpec
+from foundry_sdk.data.preprocessors import (
+    alpaca,
+    dolly,
+    flan,
+    muennighoff_p3,
+    multiple_choice,
+    numina_math,
+    open_hermes,
+    p3,
+    stack_math_qa,
+)
 from foundry_sdk.data.text import TextDataSpec
 from foundry_sdk.hookspecs import hookimpl
 from foundry_sdk.loggers.memory import InMemorySpec
@@ -24,6 +36,7 @@ from foundry_sdk.loggers.services import (
     WandBSpec,
 )
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
+from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
 from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.optim.schedules import (
     ConstantWithWarmupSpec,
@@ -57,6 +70,7 @@ def foundry_components() -> Iterable[type[ComponentSpec]]:
         RuntimeEstimatorSpec,
         ScheduledGCSpec,
         SpeedMonitorSpec,
+        FinetuningDataSpec,
         TextDataSpec,
         CometSpec,
         CometMLSpec,
@@ -66,6 +80,7 @@ def foundry_components() -> Iterable[type[ComponentSpec]]:
         WandBSpec,
         FusedCrossEntropySpec,
         CrossEntropySpec,
+        HFCausalLMSpec,
         MPTSpec,
         DecoupledAdaLRLionSpec,
         AdamWSpec,
@@ -73,6 +88,15 @@ def foundry_components() -> Iterable[type[ComponentSpec]]:
         DecoupledAdamWSpec,
         DecoupledLionWSpec,
         NoOpSpec,
+        numina_math,
+        dolly,
+        flan,
+        muennighoff_p3,
+        p3,
+        stack_math_qa,
+        multiple_choice,
+        alpaca,
+        open_hermes,
         ConstantWithWarmupSpec,
         CosineWithWarmupSpec,
         InverseSqrtWithWarmupSpec,

@@ -48,6 +48,22 @@ class ModelSpec(ComponentSpec):
         """Return the longest sequence that the model takes; None = no limit known here."""
         return None
 
+    def isolates_documents(self) -> bool | None:
+        """Return whether tokens of one row see only their own document, by ``sequence_ids``.
+
+        None = not known here. A model that does not is given one document a row.
+        """
+        return None
+
     def vocabulary(self) -> int | None:
         """Return the number of token ids that the model knows; None = not known here."""
         return None
+
+    def for_vocabulary(self, tokens: int) -> "ModelSpec":
+        """Return this spec with room for ``tokens`` token ids, where it says that it may grow.
+
+        Assembly asks before it builds, with the tokenizer's size; so does whoever loads a trained
+        model.
+        """
+        del tokens
+        return self

@@ -15,9 +15,12 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         vocab_size: number of logits per token.
+        encoder_decoder: reads ``input_ids`` with an encoder, and predicts ``labels`` from
+            ``decoder_input_ids`` with a decoder.
     """
 
     vocab_size: int
+    encoder_decoder: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tensor:
@@ -54,6 +57,10 @@ class LanguageModel(nn.Module, ABC):
     def recomputed_blocks(self) -> list[nn.Module]:
         """Return the blocks whose activations are recomputed where checkpointing them is on."""
         return self.blocks()
+
+    def choices(self) -> dict[str, str]:
+        """Return what was chosen where the spec leaves it open, by option (``model.…``)."""
+        return {}
 
     @abstractmethod
     def init_weights(self, seed: int) -> None:

@@ -102,6 +102,7 @@ def assemble(spec: RunSpec, runtime: Runtime, *, cache_dir: Path | None) -> Asse
         max_seq_len=spec.max_seq_len,
         seed=spec.seed,
         training=True,
+        encoder_decoder=core.model.encoder_decoder,
         cache_dir=cache_dir,
     )
     source = spec.train_loader.build(context)
@@ -134,12 +135,10 @@ def _model(
 ) -> tuple[Objective, nn.Module]:
     """Return model and loss as built, and as sharded or replicated; values initialised."""
     spec.model.check_device(runtime.device.type)
-    model = spec.model.build(device="meta" if runtime.sharded else str(runtime.device))
-    if vocabulary > model.vocab_size:
-        raise SpecError(
-            f"model.vocab_size: {model.vocab_size} is smaller than the tokenizer's {vocabulary} "
-            "tokens; make it at least that"
-        )
+    described = spec.model.for_vocabulary(vocabulary)
+    model = described.build(device="meta" if runtime.sharded else str(runtime.device))
+    _check_fit(spec, model, vocabulary)
+    choices.update(model.choices())
     core = Objective(model, _loss(spec, model, runtime, choices).build())
     _checkpoint_activations(spec, model)
     _compile(spec.compile_config, model, runtime, choices)
@@ -157,6 +156,19 @@ def _model(
             else "replicated"
         )
     return core, objective
+
+
+def _check_fit(spec: RunSpec, model: LanguageModel, vocabulary: int) -> None:
+    if vocabulary > model.vocab_size:
+        raise SpecError(
+            f"model.vocab_size: {model.vocab_size} is smaller than the tokenizer's {vocabulary} "
+            "tokens; make it at least that (a pretrained model: resize_embeddings: true)"
+        )
+    longest = model.max_sequence_length()
+    if longest is not None and spec.max_seq_len > longest:
+        raise SpecError(
+            f"max_seq_len: {spec.max_seq_len} is longer than the {longest} positions of the model"
+        )
 
 
 def _loss(

@@ -1,5 +1,7 @@
 """``hf_causal_lm``: a model of the transformers library, from its weights or from its config."""
 
+import re
+from abc import abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -11,19 +13,23 @@ from foundry_sdk.models.contract import ModelSpec
 
 if TYPE_CHECKING:
     from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+    from foundry_sdk.models.huggingface.skeleton import Skeleton
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
-_COMMIT: Final = r"[0-9a-f]{40}"
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
 @attrs.frozen(kw_only=True)
 class HFModelSpec(ModelSpec):
     """What models of the transformers library have in common.
 
+    Names and defaults are LLM Foundry's, except that remote code is off by default and that the
+    attention is chosen by what is installed.
+
     Attributes:
         pretrained_model_name_or_path: a folder, or a name on the hub.
-        pretrained: take the weights, else only the config, with new initial values.
-        config_overrides: replaces values of the config; mappings go into nested ones.
+        pretrained: take the weights; else only the config, and new initial values.
+        config_overrides: replaces values of the config; a mapping goes into a nested one.
         trust_remote_code: run code that the repository carries; needs ``revision``.
         revision: commit, branch or tag of the hub; with remote code a whole commit hash.
         use_flash_attention_2: the same as ``attn_implementation: flash_attention_2``.
@@ -36,7 +42,8 @@ class HFModelSpec(ModelSpec):
     without_effect = MappingProxyType(
         {
             "use_auth_token": "the hub's token comes from HF_TOKEN or `hf auth login`",
-            "use_train_metrics": "metrics are computed from the loss, at no cost",
+            "use_train_metrics": "metrics come from the loss, at no cost",
+            "additional_train_metrics": "metrics come from the loss",
         }
     )
 
@@ -57,15 +64,87 @@ class HFModelSpec(ModelSpec):
         Raises:
             ValueError: two of them contradict each other.
         """
-        if self.trust_remote_code:
-            validators.matches_re(_COMMIT)  # compiled here to keep the pattern in one place
-            if self.revision is None or not _is_commit(self.revision):
-                raise ValueError(
-                    "trust_remote_code runs code from the hub: fix which with revision: <40 "
-                    f"hexadecimal digits of a commit>, got revision {self.revision!r}"
-                )
+        if self.trust_remote_code and not _COMMIT.fullmatch(self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs code from the hub, so it needs revision: <40 hexadecimal "
+                f"digits of the commit that was looked at>, got {self.revision!r}"
+            )
         given = self.attn_implementation
         if self.use_flash_attention_2 and given not in {None, "flash_attention_2"}:
             raise ValueError(
                 f"use_flash_attention_2 contradicts attn_implementation {given!r}; leave one out"
             )
+
+    @property
+    def attention(self) -> Attention | None:
+        """The attention that is asked for; None = the fastest."""
+        return "flash_attention_2" if self.use_flash_attention_2 else self.attn_implementation
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the embeddings follow the tokenizer."""
+        return self.resize_embeddings or self.allow_embedding_resizing
+
+    def for_vocabulary(self, tokens: int) -> "HFModelSpec":
+        """Return this spec with room for ``tokens`` token ids where it may make room."""
+        if not self.resizes:
+            return self
+        from foundry_sdk.models.huggingface.source import find_source
+
+        config = find_source(self).config()
+        present = int(config.get_text_config().vocab_size)
+        if present >= tokens:
+            return self
+        return attrs.evolve(self, config_overrides={**self.config_overrides, "vocab_size": tokens})
+
+    def parameters(self) -> int:
+        """Return the number of parameters, tied ones once; reads the config."""
+        count: int = sum(p.numel() for p in self.skeleton().module.parameters())
+        return count
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Return 6 N + 12 n_layers d_model S, N without experts that a token does not pass."""
+        skeleton = self.skeleton()
+        config = skeleton.module.config.get_text_config()
+        attention: int = config.num_hidden_layers * 2 * 2 * config.hidden_size * sequence_length
+        return 3 * (2 * skeleton.active_parameters() + attention)
+
+    @abstractmethod
+    def skeleton(self) -> "Skeleton":
+        """Return the model with parameters on the meta device and buffers on the CPU.
+
+        Raises:
+            SpecError: the config cannot be read, or an override is none of its values.
+        """
+
+
+@attrs.frozen(kw_only=True)
+class HFCausalLMSpec(HFModelSpec):
+    """A decoder of the transformers library."""
+
+    kind = "hf_causal_lm"
+
+    load_in_8bit: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        """Check what must hold between fields.
+
+        Raises:
+            ValueError: two of them contradict each other, or one is not supported.
+        """
+        super().__attrs_post_init__()
+        if self.load_in_8bit:
+            raise ValueError("load_in_8bit: weights of 8 bits cannot be trained; leave it out")
+
+    def skeleton(self) -> "Skeleton":
+        """Return the model with parameters on the meta device and buffers on the CPU."""
+        from foundry_sdk.models.huggingface.skeleton import make_skeleton
+        from foundry_sdk.models.huggingface.source import find_source
+
+        return make_skeleton(find_source(self), "AutoModelForCausalLM", self.attention)
+
+    def build(self, *, device: str) -> "HFCausalLM":
+        """Return the model with float32 parameters of no particular values on ``device``."""
+        from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+
+        return HFCausalLM(self, device=device)
