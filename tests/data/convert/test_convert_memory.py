@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 DRIVER = """
-import json, resource, sys
+import json, re, sys
+from pathlib import Path
 from foundry_sdk.data import convert_json, convert_text
 options = json.loads(sys.argv[1])
 if "tokenizer" in options:
     from foundry_sdk.data.contract import TokenizerSpec
     from foundry_sdk.data.tokenizer import load_tokenizer
     load_tokenizer(TokenizerSpec(name=options["tokenizer"]))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+def peak():  # getrusage would count the parent's memory before exec, too
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
 before = peak()
 card = (convert_text if "input_folder" in options else convert_json)(**options)
 print(json.dumps({"before": before, "after": peak(), "documents": card.documents}))
