@@ -21,7 +21,9 @@ _SUPPORT: Final = {
     "flex_attention": ("_supports_flex_attn",),
 }
 """Class attributes of transformers models, of version 5 and of 4."""
-_MASK: Final = "create_causal_mask"
+_MASKS: Final = (
+    *("create_causal_mask", "create_sliding_window_causal_mask", "create_chunked_causal_mask"),
+)
 _CAPPED: Final = "attn_logit_softcapping"
 _ISOLATING: Final = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
@@ -85,12 +87,13 @@ def why_not_isolated(module: Any) -> str | None:  # noqa: ANN401
     if "position_ids" not in inspect.signature(base.forward).parameters:
         return "it takes no position ids"
     code = sys.modules[type(base).__module__]
-    if not hasattr(code, _MASK):
+    original = {name: getattr(code, name) for name in _MASKS if hasattr(code, name)}
+    if not original:
         return "it makes its attention masks in its own way"
     ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
     positions = torch.zeros_like(ids)
-    original = getattr(code, _MASK)
-    setattr(code, _MASK, _stop)
+    for name in original:
+        setattr(code, name, _stop)
     try:
         base(input_ids=ids, position_ids=positions, use_cache=False)
     except _Reached as reached:
@@ -99,7 +102,8 @@ def why_not_isolated(module: Any) -> str | None:  # noqa: ANN401
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"its masks cannot be looked at ({type(error).__name__})"
     finally:
-        setattr(code, _MASK, original)
+        for name, function in original.items():
+            setattr(code, name, function)
     return "its attention masks do not follow position ids"
 
 
@@ -124,7 +128,8 @@ def _check_wanted(wanted: Attention, cls: Any, config: Any) -> None:  # noqa: AN
             "leave the option out to take the fastest that is"
         )
     if not _supports(cls, wanted):
-        others = ["eager", *(name for name in _SUPPORT if _supports(cls, name))]
+        there = [name for name in _SUPPORT if name not in _PACKAGES or _has_package(name)]
+        others = ["eager", *(name for name in there if _supports(cls, name))]
         raise SpecError(f"{option} is not there for {cls.__name__}; use {' or '.join(others)}")
     if wanted == "sdpa" and getattr(config.get_text_config(), _CAPPED, None) is not None:
         raise SpecError(f"{option} would leave out the model's {_CAPPED}; use eager")
