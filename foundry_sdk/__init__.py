@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from foundry_sdk.data.contract import PreprocessorSpec as PreprocessorSpec
     from foundry_sdk.data.contract import PromptResponse as PromptResponse
     from foundry_sdk.data.contract import TokenizerSpec as TokenizerSpec
+    from foundry_sdk.data.finetuning.spec import FinetuningDatasetSpec as FinetuningDatasetSpec
+    from foundry_sdk.data.finetuning.spec import FinetuningDataSpec as FinetuningDataSpec
     from foundry_sdk.data.preprocess import preprocessor as preprocessor
     from foundry_sdk.data.streams import StreamSpec as StreamSpec
     from foundry_sdk.data.text import TextDatasetSpec as TextDatasetSpec
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from foundry_sdk.errors import SpecError as SpecError
     from foundry_sdk.errors import UnknownComponentError as UnknownComponentError
     from foundry_sdk.errors import WorkerFailedError as WorkerFailedError
+    from foundry_sdk.finetuner import Finetuner as Finetuner
     from foundry_sdk.hookspecs import hookimpl as hookimpl
     from foundry_sdk.loggers.contract import LoggerSpec as LoggerSpec
     from foundry_sdk.loggers.memory import InMemorySpec as InMemorySpec
@@ -93,6 +96,7 @@ if TYPE_CHECKING:
     from foundry_sdk.specs.run import AlgorithmsSpec as AlgorithmsSpec
     from foundry_sdk.specs.run import CompileSpec as CompileSpec
     from foundry_sdk.specs.run import EvalLoader as EvalLoader
+    from foundry_sdk.specs.run import FinetuneSpec as FinetuneSpec
     from foundry_sdk.specs.run import FSDPSpec as FSDPSpec
     from foundry_sdk.specs.run import GradientClippingSpec as GradientClippingSpec
     from foundry_sdk.specs.run import PretrainSpec as PretrainSpec
@@ -133,6 +137,10 @@ _HOMES: Final = MappingProxyType(
             "PromptResponse",
             "TokenizerSpec",
         ),
+        "foundry_sdk.data.finetuning.spec": (
+            "FinetuningDataSpec",
+            "FinetuningDatasetSpec",
+        ),
         "foundry_sdk.data.preprocess": ("preprocessor",),
         "foundry_sdk.data.streams": ("StreamSpec",),
         "foundry_sdk.data.text": (
@@ -156,6 +164,7 @@ _HOMES: Final = MappingProxyType(
             "UnknownComponentError",
             "WorkerFailedError",
         ),
+        "foundry_sdk.finetuner": ("Finetuner",),
         "foundry_sdk.hookspecs": ("hookimpl",),
         "foundry_sdk.loggers.contract": ("LoggerSpec",),
         "foundry_sdk.loggers.memory": ("InMemorySpec",),
@@ -215,6 +224,7 @@ _HOMES: Final = MappingProxyType(
             "CompileSpec",
             "EvalLoader",
             "FSDPSpec",
+            "FinetuneSpec",
             "GradientClippingSpec",
             "PretrainSpec",
         ),

@@ -22,6 +22,8 @@ class Batch:
         attention_mask: bool, same shape, True = a real token; None = no padding.
         sequence_ids: int64, same shape, which packed document a token is of (padding: -1);
             None = one per row.
+        position_ids: int64, same shape, where a token stands in its document (padding: 0);
+            None = where it stands in its row.
         decoder_input_ids: int64, shaped as ``labels``; encoder-decoder models only.
         sample_ids: int64 (sequences,) on the CPU: the samples' numbers in the dataset.
     """
@@ -30,6 +32,7 @@ class Batch:
     labels: Tensor
     attention_mask: Tensor | None = None
     sequence_ids: Tensor | None = None
+    position_ids: Tensor | None = None
     decoder_input_ids: Tensor | None = None
     sample_ids: Tensor | None = None
 

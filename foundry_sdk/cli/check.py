@@ -37,11 +37,10 @@ def check_spec(
       foundry check pretrain.yaml > resolved.yaml
     """
     from foundry_sdk.runs.redact import redact
-    from foundry_sdk.specs.run import PretrainSpec
-    from foundry_sdk.specs.structure import read, unstructure
+    from foundry_sdk.specs.structure import read, spec_class, unstructure
     from foundry_sdk.specs.yaml_writer import dump
 
-    found, notices = read(spec, PretrainSpec, overrides or ())
+    found, notices = read(spec, spec_class(spec, overrides or ()), overrides or ())
     if not quiet:
         typer.echo(dump(redact(unstructure(found))), nl=False)
     for notice in notices:

@@ -25,9 +25,9 @@ def plan(
     from rich.console import Console
     from rich.table import Table
 
-    from foundry_sdk.pretrainer import Pretrainer
+    from foundry_sdk.finetuner import trainer_from_yaml
 
-    run = Pretrainer.from_yaml(spec, overrides or []).plan(world_size=devices)
+    run = trainer_from_yaml(spec, overrides or []).plan(world_size=devices)
     batch = run.batch
     rows = [
         ("sequences per step (global batch)", f"{batch.global_batch:,}"),

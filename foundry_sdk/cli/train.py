@@ -12,6 +12,7 @@ import typer
 from foundry_sdk.errors import FoundryError, LaunchError, WorkerFailedError
 
 if TYPE_CHECKING:
+    from foundry_sdk.finetuner import Finetuner
     from foundry_sdk.launch.topology import LaunchOptions, Topology
     from foundry_sdk.pretrainer import Pretrainer
     from foundry_sdk.training.run import RunResult
@@ -104,9 +105,9 @@ def train(
         --master-addr 10.0.0.1 --master-port 29500
       torchrun --nproc-per-node 8 -m foundry_sdk train pretrain.yaml
     """
+    from foundry_sdk.finetuner import trainer_from_yaml
     from foundry_sdk.launch.devices import device_count
     from foundry_sdk.launch.topology import LaunchOptions, resolve_topology, started_as_worker
-    from foundry_sdk.pretrainer import Pretrainer
 
     # The SDK's own lines from the level that the spec names; warnings of everybody else.
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
@@ -120,7 +121,7 @@ def train(
         stdout=stdout,
         stderr=stderr,
     )
-    trainer = Pretrainer.from_yaml(spec, overrides or ())
+    trainer = trainer_from_yaml(spec, overrides or ())
     launcher = started_as_worker(os.environ)
     if launcher is not None:
         _check_place(options, launcher)
@@ -137,7 +138,7 @@ def train(
     _run_workers(spec, overrides or [], topology, options, on="GPU(s)" if devices else "the CPU")
 
 
-def _run_here(trainer: "Pretrainer", *, say_notices: bool) -> None:
+def _run_here(trainer: "Pretrainer | Finetuner", *, say_notices: bool) -> None:
     """Train in this process; a launcher of ours is told of a failure and is the one to print it."""
     from foundry_sdk.launch.cause import write_cause
 

@@ -40,6 +40,8 @@ class LoaderContext:
         seed: of the run.
         training: False for an eval loader: one pass, in order, short last batches padded with
             rows without labels so that every rank has equally many batches.
+        encoder_decoder: the model reads with an encoder and learns with a decoder.
+        isolates_documents: the model keeps documents of a row apart, by ``sequence_ids``.
         cache_dir: folder of the run where downloaded shards may lie; None = the spec must say.
     """
 
@@ -50,6 +52,8 @@ class LoaderContext:
     max_seq_len: int
     seed: int
     training: bool
+    encoder_decoder: bool = False
+    isolates_documents: bool = False
     cache_dir: Path | None = None
 
 

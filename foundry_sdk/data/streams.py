@@ -201,7 +201,7 @@ class ShardsSpec:
                 "must not; use random in eval_loader"
             )
         canonical = self.num_canonical_nodes or _NODE_CANONICAL.get(self.shuffle_algo, 1)
-        streams = self._streams(context)
+        streams = self.make_streams(context)
         return VerifiedDataset.open(
             streams,
             epoch_size=self.epoch_size,
@@ -230,7 +230,12 @@ class ShardsSpec:
             )
         return self.cache_limit
 
-    def _streams(self, context: LoaderContext) -> "list[VerifiedStream]":
+    def make_streams(self, context: LoaderContext) -> "list[VerifiedStream]":
+        """Return the streams, not opened yet.
+
+        Raises:
+            DataError: two lie in one folder, or one has no folder to download into.
+        """
         from foundry_sdk.data.verified_stream import VerifiedStream
 
         streams, folders = [], dict[Path, str]()

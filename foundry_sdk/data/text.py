@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from foundry_sdk.batch import Batch
     from foundry_sdk.data.collate import LanguageModelingCollator
+    from foundry_sdk.data.finetuning.spec import FinetuningDatasetSpec
     from foundry_sdk.data.verified_stream import VerifiedStream
 
 _log = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ class TextDataSpec(DataSpec):
             raise
 
 
-def check_document_ids(spec: TextDatasetSpec, tokenizer: "PreTrainedTokenizerBase") -> None:
+def check_document_ids(
+    spec: "TextDatasetSpec | FinetuningDatasetSpec", tokenizer: "PreTrainedTokenizerBase"
+) -> None:
     """Compare the ids that tell documents apart with the tokenizer's.
 
     Raises:

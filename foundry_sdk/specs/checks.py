@@ -24,7 +24,7 @@ def problems(fields: Mapping[str, Any]) -> list[Problem]:
     """
     return [
         problem
-        for check in (_numbers, _durations, _lengths, _schedule, _names, _sharding)
+        for check in (_numbers, _durations, _lengths, _packing, _schedule, _names, _sharding)
         for problem in check(fields)
     ]
 
@@ -102,6 +102,19 @@ def _lengths(fields: Mapping[str, Any]) -> Iterator[Problem]:
             yield (
                 (*path, "dataset", "max_seq_len"),
                 f"{given} disagrees with max_seq_len {length} of the run; leave one out",
+            )
+
+
+def _packing(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    model = fields.get("model")
+    if model is None or model.isolates_documents() is not False:
+        return
+    for path, loader in _loaders(fields):
+        if getattr(getattr(loader, "dataset", None), "packing_ratio", None) not in (None, 1):
+            yield (
+                (*path, "dataset", "packing_ratio"),
+                "examples that share a row must not see each other, but this model would let "
+                "them; set model.attn_config.attn_uses_sequence_id: true, or leave packing out",
             )
 
 

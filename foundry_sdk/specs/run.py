@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import attrs
 from attrs import validators
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from foundry_sdk.plugin.catalog import Catalog
 
 R = TypeVar("R", bound="RunSpec")
+FINETUNING: Final = "finetuning"
+"""The kind of loader that makes a run a finetuning one."""
 Precision = Literal["fp32", "amp_bf16", "amp_fp16"]
 MixedPrecision = Literal["PURE", "DEFAULT", "FULL"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
@@ -232,3 +234,27 @@ class RunSpec:
 @attrs.frozen(kw_only=True)
 class PretrainSpec(RunSpec):
     """A pretraining run."""
+
+
+@attrs.frozen(kw_only=True)
+class FinetuneSpec(RunSpec):
+    """A run on prompts and responses, or chats: ``train_loader`` is a ``finetuning`` loader."""
+
+    def __attrs_post_init__(self) -> None:
+        """Check what must hold between fields.
+
+        Raises:
+            SpecError: one line per problem.
+        """
+        RunSpec.__attrs_post_init__(self)
+        kind = self.train_loader.kind
+        if kind != FINETUNING:
+            raise_problems(
+                [
+                    (
+                        ("train_loader", "name"),
+                        f"{kind!r} is not for finetuning on examples; use {FINETUNING!r}, or a "
+                        "PretrainSpec (Pretrainer) for text",
+                    )
+                ]
+            )

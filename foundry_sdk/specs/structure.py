@@ -16,7 +16,15 @@ from foundry_sdk.specs.converter import Mistakes, SpecConverter, construct
 from foundry_sdk.specs.document import Document, load
 from foundry_sdk.specs.legacy import translate
 from foundry_sdk.specs.places import Path, dotted
-from foundry_sdk.specs.run import AlgorithmsSpec, EvalLoader, RunSpec
+from foundry_sdk.specs.preprocessors import name_preprocessors
+from foundry_sdk.specs.run import (
+    FINETUNING,
+    AlgorithmsSpec,
+    EvalLoader,
+    FinetuneSpec,
+    PretrainSpec,
+    RunSpec,
+)
 from foundry_sdk.specs.yaml_writer import dump
 from foundry_sdk.units import Duration
 
@@ -55,6 +63,19 @@ def read(
     return run_spec(document, spec, catalog)
 
 
+def spec_class(
+    path: str | FilePath, overrides: Sequence[str] = ()
+) -> type[PretrainSpec] | type[FinetuneSpec]:
+    """Return the class that a file is to be read as: what its ``train_loader`` makes of it.
+
+    Raises:
+        SpecError: the file cannot be read.
+    """
+    loader = load(path, overrides).values.get("train_loader")
+    is_finetuning = isinstance(loader, dict) and loader.get("name") == FINETUNING
+    return FinetuneSpec if is_finetuning else PretrainSpec
+
+
 def run_spec(document: Document, spec: type[R], catalog: Catalog) -> tuple[R, tuple[str, ...]]:
     """Turn a document into a run's spec; return it and its notices.
 
@@ -62,18 +83,20 @@ def run_spec(document: Document, spec: type[R], catalog: Catalog) -> tuple[R, tu
         SpecError: one line per mistake: dotted path, what was given, what is allowed, place.
     """
     old = translate(document.values)
+    values, implied = name_preprocessors(old.values, catalog)
     length = old.values.get("max_seq_len")
     whole = isinstance(length, int) and not isinstance(length, bool)
     converter = SpecConverter(catalog, {key: length for key in _INHERITED if whole})
-    taken, mistakes = converter.read_fields(old.values, spec, stray=_STRAY)
+    taken, mistakes = converter.read_fields(values, spec, stray=_STRAY)
     mistakes += old.mistakes
+    origins = {**old.origins, **implied}
     try:
         built: R = construct(spec, taken, mistakes + checks.problems(taken))
     except Mistakes as found:
-        lines = [_line(path, text, document, old.origins) for path, text in found.items]
+        lines = [_line(path, text, document, origins) for path, text in found.items]
         raise SpecError("\n".join(dict.fromkeys(_in_file_order(lines)))) from found
     notices = [*old.notices, *converter.notices]
-    lines = [_line(path, text, document, old.origins) for path, text in notices]
+    lines = [_line(path, text, document, origins) for path, text in notices]
     return built, (*_in_file_order(lines), *built.notices())
 
 

@@ -103,6 +103,7 @@ def assemble(spec: RunSpec, runtime: Runtime, *, cache_dir: Path | None) -> Asse
         seed=spec.seed,
         training=True,
         encoder_decoder=core.model.encoder_decoder,
+        isolates_documents=spec.model.isolates_documents() is True,
         cache_dir=cache_dir,
     )
     source = spec.train_loader.build(context)

@@ -1,0 +1,201 @@
+"""Examples → turns of token ids: what is read, and what is learned after it."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from foundry_sdk.data.contract import Preprocess
+from foundry_sdk.data.finetuning.examples import Conversation, PromptExample, checked
+from foundry_sdk.errors import DataError, FoundryError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Ids = NDArray[np.int32]
+Turn = tuple[Ids, Ids]
+"""Context and target."""
+
+DATE: Final = "26 Jul 2024"
+"""What chat templates that print a date are given: the same every day, so that a run that goes on
+tomorrow reads the same tokens."""
+
+
+class ExampleEncoder:
+    """Tokenizes examples, many at a time.
+
+    Prompt and response are tokenized apart, with nothing put between them. A chat becomes a turn
+    for each of the assistant's messages: the text that the chat template makes of what came
+    before, and the text of the message.
+    """
+
+    def __init__(
+        self, tokenizer: "PreTrainedTokenizerBase", *, pretokenized: str | None = None
+    ) -> None:
+        """Take the tokenizer.
+
+        Args:
+            tokenizer: of the run.
+            pretokenized: rows may have ``turns``, or ``input_ids`` and ``labels``; bytes are
+                numbers of this numpy type. None = rows are examples.
+        """
+        self._tokenizer = tokenizer
+        self._pretokenized = pretokenized
+        self._vocabulary = len(tokenizer)
+
+    def encode(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        preprocess: Preprocess | None,
+        places: Sequence[str],
+    ) -> list[list[Turn]]:
+        """Return each row's turns.
+
+        Args:
+            rows: of a dataset.
+            preprocess: makes an example of a row; None = rows are examples.
+            places: what errors call each row.
+
+        Raises:
+            DataError: a row is no example; the message has its place and content.
+        """
+        result: list[list[Turn]] = [[] for _ in rows]
+        prompts: dict[int, PromptExample] = {}
+        chats: dict[int, list[tuple[str, str]]] = {}
+        for number, row in enumerate(rows):
+            where = places[number]
+            if self._pretokenized is not None and ("turns" in row or "input_ids" in row):
+                result[number] = self._own_ids(row, where)
+                continue
+            example = checked(_example(row, preprocess, where), where)
+            if isinstance(example, PromptExample):
+                prompts[number] = example
+            else:
+                chats[number] = self._slices(example, where)
+        for number, turn in zip(prompts, self._encode_prompts([*prompts.values()]), strict=True):
+            result[number] = [turn]
+        turns = self._encode_texts([text for chat in chats.values() for text in chat])
+        for number, chat in chats.items():
+            result[number], turns = turns[: len(chat)], turns[len(chat) :]
+        return result
+
+    def _encode_prompts(self, examples: Sequence[PromptExample]) -> list[Turn]:
+        if not examples:
+            return []
+        plain = {"padding": False, "truncation": False, "verbose": False}
+        tokenizer = self._tokenizer
+        prompts = tokenizer([each.prompt for each in examples], **plain)["input_ids"]
+        responses = tokenizer(text_target=[each.response for each in examples], **plain)[
+            "input_ids"
+        ]
+        bos = tokenizer.bos_token_id
+        turns = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            twice = bos is not None and prompt[:1] == [bos] == response[:1]
+            turns.append((_ids(prompt), _ids(response[1:] if twice else response)))
+        return turns
+
+    def _encode_texts(self, pairs: Sequence[tuple[str, str]]) -> list[Turn]:
+        if not pairs:
+            return []
+        texts = [text for pair in pairs for text in pair]
+        ids = self._tokenizer(
+            texts, add_special_tokens=False, padding=False, truncation=False, verbose=False
+        )["input_ids"]
+        return [(_ids(ids[2 * n]), _ids(ids[2 * n + 1])) for n in range(len(pairs))]
+
+    def _slices(self, chat: Conversation, where: str) -> list[tuple[str, str]]:
+        """Return the text before and of each of the assistant's messages."""
+        pairs, done = [], ""
+        for number, message in enumerate(chat.messages):
+            if message["role"] != "assistant":
+                continue
+            before = self._render(chat.messages[:number], where, generation=True)
+            whole = self._render(chat.messages[: number + 1], where, generation=False)
+            if not before.startswith(done) or not whole.startswith(before):
+                raise DataError(
+                    f"{where}: the tokenizer's chat template renders the first {number} messages "
+                    f"otherwise when message {number} follows, so what is learned cannot be told "
+                    "from what is read; use a template whose text only grows"
+                )
+            pairs.append((before[len(done) :], whole[len(before) :]))
+            done = whole
+        return pairs
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], where: str, *, generation: bool
+    ) -> str:
+        if not self._tokenizer.chat_template:
+            return _chatml(messages, where, generation=generation)
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generation,
+                date_string=DATE,
+            )
+        except (TemplateError, ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{where}: the tokenizer's chat template refuses the conversation ({error}): "
+                f"{list(messages)!r:.300}"
+            ) from error
+        return str(text)
+
+    def _own_ids(self, row: Mapping[str, Any], where: str) -> list[Turn]:
+        """Return the turns of a row that was tokenized when it was written."""
+        if "turns" not in row and "labels" not in row:
+            raise DataError(f"{where}: has input_ids but no labels")
+        turns = row.get("turns", [row])
+        return [
+            (self._numbers(turn["input_ids"], where), self._numbers(turn["labels"], where))
+            for turn in turns
+        ]
+
+    def _numbers(self, value: Any, where: str) -> Ids:  # noqa: ANN401
+        if isinstance(value, bytes):
+            value = np.frombuffer(value, self._pretokenized)
+        ids = np.asarray(value)
+        if ids.size == 0:
+            return np.empty(0, np.int32)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise DataError(f"{where}: ids must be a row of integers, got {ids.dtype}{ids.shape}")
+        if ids.min() < 0 or ids.max() >= self._vocabulary:
+            raise DataError(
+                f"{where}: an id from {ids.min()} to {ids.max()} is not in the tokenizer's "
+                f"vocabulary of {self._vocabulary}; the data is of another tokenizer"
+            )
+        return ids.astype(np.int32)
+
+
+def _example(row: Mapping[str, Any], preprocess: Preprocess | None, where: str) -> object:
+    if preprocess is None:
+        return row
+    try:
+        return preprocess(row)
+    except Exception as error:
+        if isinstance(error, FoundryError):
+            raise DataError(f"{where}: {error}") from error
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{where}: the preprocessor failed ({what}) on the row {row!r:.300}"
+        ) from error
+
+
+def _chatml(messages: Sequence[Mapping[str, Any]], where: str, *, generation: bool) -> str:
+    """Render with ChatML, what a tokenizer without a chat template gets."""
+    parts = []
+    for message in messages:
+        if not isinstance(message["content"], str):
+            raise DataError(
+                f"{where}: a message's content is a list, which needs a tokenizer with a chat "
+                "template that takes lists"
+            )
+        parts.append(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n")
+    return "".join(parts) + ("<|im_start|>assistant\n" if generation else "")
+
+
+def _ids(ids: Sequence[int]) -> Ids:
+    return np.asarray(ids, np.int32)
