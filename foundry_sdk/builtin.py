@@ -36,7 +36,7 @@ from foundry_sdk.loggers.services import (
     WandBSpec,
 )
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
-from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
+from foundry_sdk.models.huggingface.spec import HFCausalLMSpec, HFSeq2SeqSpec
 from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.optim.schedules import (
     ConstantWithWarmupSpec,
@@ -81,6 +81,7 @@ def foundry_components() -> Iterable[type[ComponentSpec]]:
         FusedCrossEntropySpec,
         CrossEntropySpec,
         HFCausalLMSpec,
+        HFSeq2SeqSpec,
         MPTSpec,
         DecoupledAdaLRLionSpec,
         AdamWSpec,

@@ -72,8 +72,8 @@ def plain_head(module: Any) -> Head | str:  # noqa: ANN401 - a transformers mode
     holds for any architecture, and for a model without values.
     """
     head = module.get_output_embeddings()
-    prefix = module.base_model_prefix
-    if head is None or not isinstance(getattr(module, prefix, None), nn.Module):
+    part = "decoder" if module.config.is_encoder_decoder else module.base_model_prefix
+    if head is None or not isinstance(getattr(module, part, None), nn.Module):
         return "it has no head apart from its base model"
     if getattr(head, "bias", None) is not None:
         return "its head has a bias"
@@ -84,7 +84,7 @@ def plain_head(module: Any) -> Head | str:  # noqa: ANN401 - a transformers mode
     hidden_states *= torch.logspace(-2, 4, 64)[:, None]
     product = hidden_states @ weight.T
     try:
-        logits = _logits(module, hidden_states, weight)
+        logits = _logits(module, part, hidden_states, weight)
     except _FAILURES as error:
         return f"its head cannot be run by itself ({type(error).__name__})"
     if logits is None or logits.shape != product.shape:
@@ -107,9 +107,13 @@ def _fitted(product: Tensor, logits: Tensor) -> Head:
 
 
 @torch.no_grad()
-def _logits(module: Any, hidden_states: Tensor, weight: Tensor) -> Tensor | None:  # noqa: ANN401
-    prefix = module.base_model_prefix
-    base = getattr(module, prefix)
+def _logits(
+    module: Any,  # noqa: ANN401
+    part: str,
+    hidden_states: Tensor,
+    weight: Tensor,
+) -> Tensor | None:
+    base = getattr(module, part)
     stand_in = _StandIn(base, hidden_states)
     output_layer = module.get_output_embeddings()
     small = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
@@ -120,14 +124,17 @@ def _logits(module: Any, hidden_states: Tensor, weight: Tensor) -> Tensor | None
         for name, child in owner._modules.items()
         if child is output_layer
     ]
-    module._modules[prefix] = stand_in
+    module._modules[part] = stand_in
     for owner, name in places:
         owner._modules[name] = small
     ids = torch.zeros(1, hidden_states.shape[1], dtype=torch.long)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if module.config.is_encoder_decoder:
+        inputs = {"decoder_input_ids": ids, "encoder_outputs": (hidden_states,)}
     try:
-        output = module(input_ids=ids, use_cache=False)
+        output = module(**inputs, use_cache=False)
     finally:
-        module._modules[prefix] = base
+        module._modules[part] = base
         for owner, name in places:
             owner._modules[name] = output_layer
     if len(stand_in.asked) != 1 or stand_in.asked[0] is not ids:

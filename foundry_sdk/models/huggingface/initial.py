@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from foundry_sdk.errors import SpecError
-from foundry_sdk.models.huggingface.skeleton import Skeleton, meta_parameters
+from foundry_sdk.models.huggingface.skeleton import Around, Skeleton, meta_parameters
 from foundry_sdk.models.init import Draw
 
 _OVERWRITING: Final = {
@@ -106,7 +106,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
-def recorded_draws(make: Callable[[Callable[[], Any]], Skeleton], *, seed: int) -> dict[str, Draw]:
+def recorded_draws(make: Callable[[Around], Skeleton], *, seed: int) -> dict[str, Draw]:
     """Return how each parameter is drawn, by name.
 
     Args:

@@ -1,8 +1,8 @@
 """A transformers model without values: parameters on the meta device, each under one name."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import attrs
@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
+from foundry_sdk.models.huggingface.adapters import add_adapters, is_adapted
 from foundry_sdk.models.huggingface.attention import choose_attention
+from foundry_sdk.models.huggingface.head import Head, plain_head
 from foundry_sdk.models.huggingface.source import Source
 from foundry_sdk.models.huggingface.spec import Attention
 
+Around = Callable[[], AbstractContextManager[None]]
+"""Makes the context in which a model's constructor runs."""
 Registered = Callable[[nn.Parameter, nn.Parameter], None]
 
 
@@ -28,6 +32,7 @@ class Skeleton:
         buffers: values of all buffers by name, as the constructor made them.
         attention: which one was chosen.
         reason: why, where the user did not say which; else None.
+        head: how logits are made of hidden states, or why that cannot be said.
     """
 
     module: Any
@@ -35,6 +40,7 @@ class Skeleton:
     buffers: dict[str, Tensor]
     attention: Attention
     reason: str | None
+    head: Head | str
 
     def active_parameters(self) -> int:
         """Return how many parameters a token passes: of the experts only those it is sent to."""
@@ -79,7 +85,8 @@ def make_skeleton(
     auto_class: str,
     attention: Attention | None,
     *,
-    around: Callable[[], Any] | None = None,
+    adapter: Mapping[str, Any] | None = None,
+    around: Around | None = None,
 ) -> Skeleton:
     """Build the model that a config describes.
 
@@ -87,6 +94,7 @@ def make_skeleton(
         source: of the config.
         auto_class: of transformers, such as ``AutoModelForCausalLM``.
         attention: None = the fastest that is installed and fits.
+        adapter: a ``peft_config``; None = no adapters.
         around: makes a context in which the constructor runs; ``meta_parameters`` by default.
 
     Raises:
@@ -107,8 +115,21 @@ def make_skeleton(
             trust_remote_code=source.spec.trust_remote_code,
         )
     tied = _untie(module)
+    head = plain_head(module)
+    if adapter is not None:
+        with (around or meta_parameters)():
+            add_adapters(module, adapter)
+        if is_adapted(module.get_output_embeddings()):
+            head = "an adapter is on it"
     buffers = {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-    return Skeleton(module=module, tied=tied, buffers=buffers, attention=chosen, reason=reason)
+    return Skeleton(
+        module=module,
+        tied=tied,
+        buffers=buffers,
+        attention=chosen,
+        reason=reason,
+        head=head,
+    )
 
 
 @contextmanager

@@ -13,9 +13,17 @@ from foundry_sdk.models.contract import ModelSpec
 
 if TYPE_CHECKING:
     from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
-    from foundry_sdk.models.huggingface.skeleton import Skeleton
+    from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
+    from foundry_sdk.models.huggingface.skeleton import Around, Skeleton
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+_UNSUPPORTED: Final = {
+    "modules_to_save": "only adapters are trained",
+    "use_dora": "its magnitudes come from weights that may be sharded",
+    "trainable_token_indices": "only adapters are trained",
+    "target_parameters": "adapters are put on layers",
+    "layer_replication": "the model keeps its layers",
+}
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
@@ -102,7 +110,7 @@ class HFModelSpec(ModelSpec):
         count: int = sum(p.numel() for p in self.skeleton().module.parameters())
         return count
 
-    def flops_per_token(self, sequence_length: int) -> int:
+    def flops_per_token(self, sequence_length: int) -> int | None:
         """Return 6 N + 12 n_layers d_model S, N without experts that a token does not pass."""
         skeleton = self.skeleton()
         config = skeleton.module.config.get_text_config()
@@ -110,8 +118,11 @@ class HFModelSpec(ModelSpec):
         return 3 * (2 * skeleton.active_parameters() + attention)
 
     @abstractmethod
-    def skeleton(self) -> "Skeleton":
+    def skeleton(self, around: "Around | None" = None) -> "Skeleton":
         """Return the model with parameters on the meta device and buffers on the CPU.
+
+        Args:
+            around: see ``make_skeleton``.
 
         Raises:
             SpecError: the config cannot be read, or an override is none of its values.
@@ -120,11 +131,18 @@ class HFModelSpec(ModelSpec):
 
 @attrs.frozen(kw_only=True)
 class HFCausalLMSpec(HFModelSpec):
-    """A decoder of the transformers library."""
+    """A decoder of the transformers library.
+
+    Attributes:
+        load_in_8bit: not supported.
+        peft_config: ``peft_type: LORA``, ``task_type: CAUSAL_LM``, and what ``peft.LoraConfig``
+            takes; only the adapters are trained then.
+    """
 
     kind = "hf_causal_lm"
 
     load_in_8bit: bool = False
+    peft_config: Mapping[str, Any] | None = None
 
     def __attrs_post_init__(self) -> None:
         """Check what must hold between fields.
@@ -135,16 +153,69 @@ class HFCausalLMSpec(HFModelSpec):
         super().__attrs_post_init__()
         if self.load_in_8bit:
             raise ValueError("load_in_8bit: weights of 8 bits cannot be trained; leave it out")
+        if self.peft_config is not None:
+            check_peft_config(self.peft_config)
 
-    def skeleton(self) -> "Skeleton":
+    def skeleton(self, around: "Around | None" = None) -> "Skeleton":
         """Return the model with parameters on the meta device and buffers on the CPU."""
         from foundry_sdk.models.huggingface.skeleton import make_skeleton
         from foundry_sdk.models.huggingface.source import find_source
 
-        return make_skeleton(find_source(self), "AutoModelForCausalLM", self.attention)
+        return make_skeleton(
+            find_source(self),
+            "AutoModelForCausalLM",
+            self.attention,
+            adapter=self.peft_config,
+            around=around,
+        )
 
     def build(self, *, device: str) -> "HFCausalLM":
         """Return the model with float32 parameters of no particular values on ``device``."""
         from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
 
         return HFCausalLM(self, device=device)
+
+
+@attrs.frozen(kw_only=True)
+class HFSeq2SeqSpec(HFModelSpec):
+    """An encoder-decoder of the transformers library, such as T5."""
+
+    kind = "hf_t5"
+
+    def flops_per_token(self, sequence_length: int) -> None:
+        """Return None: a token passes the encoder or the decoder, and batches mix them."""
+        del sequence_length
+
+    def skeleton(self, around: "Around | None" = None) -> "Skeleton":
+        """Return the model with parameters on the meta device and buffers on the CPU."""
+        from foundry_sdk.models.huggingface.skeleton import make_skeleton
+        from foundry_sdk.models.huggingface.source import find_source
+
+        return make_skeleton(
+            find_source(self), "AutoModelForSeq2SeqLM", self.attention, around=around
+        )
+
+    def build(self, *, device: str) -> "HFSeq2Seq":
+        """Return the model with float32 parameters of no particular values on ``device``."""
+        from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
+
+        return HFSeq2Seq(self, device=device)
+
+
+def check_peft_config(config: Mapping[str, Any]) -> None:
+    """Check what can be checked without ``peft``.
+
+    Raises:
+        ValueError: another kind of adapter or task, or an option that is not supported here.
+    """
+    for key, value in (("peft_type", "LORA"), ("task_type", "CAUSAL_LM")):
+        if str(config.get(key, "")).upper() != value:
+            raise ValueError(f"peft_config.{key}: expected {value}, got {config.get(key)!r}")
+    for key, reason in _UNSUPPORTED.items():
+        if config.get(key):
+            raise ValueError(f"peft_config.{key} is not supported here: {reason}")
+    if config.get("init_lora_weights", True) not in {True, "gaussian"}:
+        raise ValueError(
+            "peft_config.init_lora_weights: expected true or 'gaussian', got "
+            f"{config['init_lora_weights']!r}"
+        )

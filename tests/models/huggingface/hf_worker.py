@@ -33,9 +33,9 @@ def main(arguments: Mapping[str, Any]) -> None:
             super().__init__(folder)
             read.append(self)
 
-    from foundry_sdk.models.huggingface import causal_lm
+    from foundry_sdk.models.huggingface import model
 
-    causal_lm.WeightFiles = Counted  # type: ignore[misc]
+    model.WeightFiles = Counted  # type: ignore[misc]
     fused = arguments.get("fused", False)
     spec = PretrainSpec(
         model=HFCausalLMSpec(**arguments["model"]),
