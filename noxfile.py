@@ -19,7 +19,11 @@ ROOT = Path(__file__).parent
 NEWEST = "transformers5"
 OLDEST = "transformers4"
 # One thread a process: the suite runs two processes, and some tests start ranks of their own.
-TEST_ENV = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "true"}
+TEST_ENV = {
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "TOKENIZERS_PARALLELISM": "true",
+}
 FAST = ("-m", "not slow and not gpu", "-n", "2", "--dist", "loadfile", "--durations", "10")
 
 nox.options.default_venv_backend = "none"

@@ -1,5 +1,6 @@
 """``foundry quickstart``: the whole way from text to a model that writes, on this machine."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,9 @@ def quickstart(
     from foundry_sdk.quickstart import run as steps
     from foundry_sdk.quickstart.sizes import FULL, QUICK
 
+    # Read when torch is loaded: threads that wait for each other give way instead of spinning,
+    # without which a machine that is busy with something else slows the run down tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console(soft_wrap=True, highlight=False)
     sizes = QUICK if quick else FULL
     if data_only:
