@@ -177,26 +177,35 @@ def gpu(session):
 def locks(session):
     """Remake ``locks/*.txt`` from pyproject.toml; arguments go to ``uv pip compile``."""
     session.install("uv")
-    folder = ROOT / "locks"
-    newest, dev = folder / "cpu-transformers5.txt", folder / "dev.txt"
-    resolve(session, newest, overrides=folder / "overrides-transformers5.txt")
-    tools = ("--extra", "dev", "--extra", "docs", "--constraint", str(newest))
-    resolve(session, dev, *tools, overrides=folder / "overrides-dev.txt", without=newest)
-    agree = ("--constraint", str(dev))
-    overrides = folder / "overrides-transformers4.txt"
-    resolve(session, folder / "cpu-transformers4.txt", *agree, overrides=overrides)
+    newest = resolve(session, f"overrides-{NEWEST}.txt")
+    tools = resolve(session, "overrides-dev.txt", newest, "--extra", "dev", "--extra", "docs")
+    only_tools = [line for line in tools if line not in newest]
+    oldest = resolve(session, f"overrides-{OLDEST}.txt", only_tools)
+    in_both = names(newest) & names(oldest)
+    files = {
+        f"cpu-{NEWEST}.txt": newest,
+        f"cpu-{OLDEST}.txt": oldest,
+        "dev.txt": [line for line in tools if names([line]).isdisjoint(in_both)],
+    }
+    for name, lines in files.items():
+        (ROOT / "locks" / name).write_text("\n".join(lines) + "\n")
 
 
 # Left out of a lock: what an override excludes, other systems, and what torch brings itself.
 LEFT_OUT = re.compile(r"sys_platform == '(never|win32|emscripten)'$|^(nvidia-|cuda-|triton==)")
 
 
-def resolve(session, lock, *arguments, overrides, without=None):
-    """Write one lock: exact versions, no addresses, torch without the name of a build."""
-    quiet = ("--universal", "--no-header", "--no-annotate", "--upgrade", "-q")
-    command = ["uv", "pip", "compile", "pyproject.toml", "--python-version", "3.11", *quiet]
-    command += ["--override", str(overrides), *arguments, *session.posargs]
-    lines = session.run(*command, silent=True).splitlines()
-    known = set(without.read_text().splitlines()) if without else set()
-    kept = [line for line in lines if not LEFT_OUT.search(line) and line not in known]
-    lock.write_text("\n".join(kept) + "\n")
+def names(lines):
+    return {line.partition("==")[0] for line in lines}
+
+
+def resolve(session, overrides, constraints=(), *arguments):
+    """Return the lines of one lock: exact versions, no addresses."""
+    command = ["uv", "pip", "compile", "pyproject.toml", "--python-version", "3.11", "--universal"]
+    command += ["--no-header", "--no-annotate", "--upgrade", "-q"]
+    command += ["--override", str(ROOT / "locks" / overrides), *arguments, *session.posargs]
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "constraints.txt"
+        file.write_text("\n".join(constraints))
+        lines = session.run(*command, "--constraint", str(file), silent=True).splitlines()
+    return [line for line in lines if not LEFT_OUT.search(line)]
