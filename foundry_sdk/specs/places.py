@@ -9,9 +9,13 @@ Path = tuple[str | int, ...]
 
 
 def dotted(path: Path) -> str:
-    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    """Return ``a.b[0].c`` for ``("a", "b", 0, "c")``; a key that cannot be printed, quoted."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{_shown(part)}" for part in path]
     return "".join(parts).removeprefix(".")
+
+
+def _shown(key: str) -> str:
+    return key if key.isprintable() and key.strip() else repr(key)
 
 
 def describe(value: object) -> str:

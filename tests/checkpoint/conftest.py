@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from foundry_sdk import faultpoints
+
 
 class GlooRanks:
     """Ranks of a real process group."""
@@ -68,6 +70,7 @@ def _fork(work: Callable[[], None]) -> int:
     try:
         signal.alarm(120)
         torch.set_num_threads(1)
+        faultpoints._reached.clear()  # what the parent's tests reached is not this process's
         work()
         code = 0
     except BaseException:  # noqa: BLE001 - a child never returns into pytest

@@ -174,6 +174,7 @@ def hub(endpoint: str, texts: list[str], tmp_path: Path) -> dict[str, str]:
     return {
         **{key: value for key, value in os.environ.items() if "proxy" not in key.lower()},
         "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_XET": "1",
