@@ -1,8 +1,8 @@
 """A dataset of the hub, or of a folder that ``datasets`` reads, as a source of documents."""
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -147,7 +147,17 @@ class HubRows:
         )
         with _named(self.dataset):
             dataset = self._load(base["state"])
-        rows = self._rows(dataset)
+        # Closed also after an error: Arrow's reading threads must not outlive the interpreter.
+        with closing(self._rows(dataset)) as rows:
+            yield from self._units_of(rows, dataset, base, splitter)
+
+    def _units_of(
+        self,
+        rows: Generator[Mapping[str, Any], None, None],
+        dataset: "IterableDataset",
+        base: Position,
+        splitter: Splitter | None,
+    ) -> Iterator[Unit]:
         for _ in range(base["skip"]):
             next(rows)
         char = base["char"]
@@ -199,14 +209,14 @@ class HubRows:
             dataset.load_state_dict(dict(state))
         return dataset
 
-    def _rows(self, dataset: "IterableDataset") -> Iterator[Mapping[str, Any]]:
-        rows = iter(dataset)
-        while True:
-            with _named(self.dataset):
-                row = next(rows, None)
-            if row is None:
-                return
-            yield row
+    def _rows(self, dataset: "IterableDataset") -> Generator[Mapping[str, Any], None, None]:
+        with closing(iter(dataset)) as rows:
+            while True:
+                with _named(self.dataset):
+                    row = next(rows, None)
+                if row is None:
+                    return
+                yield row
 
     def _add(self, row: Mapping[str, Any], group: "_Group") -> str:
         """Put a row's document into the group; return it, or "" where it is left out."""
