@@ -35,7 +35,7 @@ def check_model(spec: ModelSpec) -> None:
 
 def _batch(spec: ModelSpec, model: LanguageModel) -> Batch:
     limits = (spec.max_sequence_length(), model.max_sequence_length())
-    length = min(_LONGEST, *(limit for limit in limits if limit is not None))
+    length = min([_LONGEST, *(limit for limit in limits if limit is not None)])
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, model.vocab_size, (_SEQUENCES, length + 1), generator=generator)
     return Batch(input_ids=tokens[:, :-1].clone(), labels=tokens[:, 1:].clone())

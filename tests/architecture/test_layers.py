@@ -18,7 +18,7 @@ LAYERS = {
     4: {"builtin"},
     5: {"plugin"},
     6: {"specs"},
-    7: {"training", "runs", "export", "launch", "testing"},
+    7: {"training", "runs", "export", "launch", "testing", "scaffold"},
     8: {"pretrainer", "finetuner", "quickstart"},
     9: {"cli", "__main__"},
 }
