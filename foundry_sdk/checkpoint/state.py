@@ -150,8 +150,10 @@ def _reshard(module: nn.Module) -> None:
 
 def _model_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     module = _unwrapped(module)
+    is_held = getattr(module, "in_checkpoint", None)
     for name, parameter in module.named_parameters():
-        yield _plain(name), parameter
+        if is_held is None or is_held(_plain(name)):
+            yield _plain(name), parameter
     seen: set[int] = set()
     for prefix, submodule in module.named_modules():
         for name, buffer in submodule.named_buffers(recurse=False):

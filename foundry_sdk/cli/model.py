@@ -33,6 +33,10 @@ def export(
             "--custom-code", help="Write our own architecture with its code beside the weights."
         ),
     ] = False,
+    merge: Annotated[
+        bool,
+        typer.Option("--merge", help="Add LoRA adapters to the weights; else they go alone."),
+    ] = False,
 ) -> None:
     """Export a trained model for transformers, and prove that it is the same model.
 
@@ -41,7 +45,9 @@ def export(
     the very files, without any code of ours, and compares logits and greedy
     continuations; the result is certificate.json. Where no architecture is equal,
     the reasons are listed and nothing is written; --custom-code exports any model,
-    which others then load with trust_remote_code=True.
+    which others then load with trust_remote_code=True. A model of transformers is
+    written as what it is; of one with LoRA adapters only these, or with --merge the
+    whole.
 
     Examples:
       foundry export runs/my-run exported
@@ -52,7 +58,9 @@ def export(
 
     from foundry_sdk.export.exporter import export_model
 
-    certificate = export_model(run, out, precision=precision.value, custom_code=custom_code)
+    certificate = export_model(
+        run, out, precision=precision.value, custom_code=custom_code, merge=merge
+    )
     rows = [
         ("written to", str(out)),
         ("architecture", certificate.architecture),

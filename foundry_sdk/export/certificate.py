@@ -15,7 +15,8 @@ from torch import Tensor
 
 from foundry_sdk.batch import Batch
 from foundry_sdk.errors import ExportError
-from foundry_sdk.models.mpt.model import MPT
+from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
+from foundry_sdk.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ TEXTS: Final = (
     "1, 2, 3, 4, 5,",
 )
 NEW_TOKENS: Final = 16
+_LONGEST: Final = 256
 TOLERANCE: Final = 1e-4
 """Largest difference of a logit, as a share of the largest logit."""
 ROUNDED_TOLERANCE: Final = 2e-2
@@ -83,13 +85,14 @@ class Comparison:
 
 
 def compare(
-    model: MPT,
+    model: LanguageModel,
     folder: Path,
     *,
     tensors: Mapping[str, list[int]],
     tokenizer: "PreTrainedTokenizerBase | None",
     tolerance: float,
     custom_code: bool = False,
+    base: Path | None = None,
 ) -> Comparison:
     """Compare the files in ``folder`` with ``model``, in a process that knows neither.
 
@@ -100,6 +103,7 @@ def compare(
         tokenizer: of the run, if any; the exported one must make the same ids.
         tolerance: allowed difference of logits, as a share of the largest.
         custom_code: whether the folder's own modelling file is to be used.
+        base: where ``folder`` holds adapters, the model that they belong to.
 
     Raises:
         ExportError: the files cannot be loaded, or say something else than the model.
@@ -113,6 +117,8 @@ def compare(
             "prompts": prompts,
             "texts": texts,
             "custom_code": custom_code,
+            "seq2seq": isinstance(model, HFSeq2Seq),
+            "base": None if base is None else str(base.resolve()),
         },
     )
     if tokenizer is not None:
@@ -124,7 +130,8 @@ def compare(
     greedy_tokens = ties = 0
     with torch.no_grad():
         for number, prompt in enumerate(prompts):
-            expected = _logits(model, prompt)
+            beginning = _beginning(model, prompt)
+            expected = _logits(model, prompt, beginning)
             theirs = logits[str(number)]
             if theirs.shape != expected.shape:
                 raise ExportError(f"logits of shape {tuple(theirs.shape)}, not {expected.shape}")
@@ -149,13 +156,14 @@ def compare(
     )
 
 
-def _prompts(model: MPT, tokenizer: "PreTrainedTokenizerBase | None") -> list[list[int]]:
+def _prompts(model: LanguageModel, tokenizer: "PreTrainedTokenizerBase | None") -> list[list[int]]:
     """Return texts as ids, and a random sequence that reaches far into the positions."""
-    room = model.spec.max_seq_len - NEW_TOKENS
+    longest = model.max_sequence_length()
+    room = (_LONGEST if longest is None else longest) - NEW_TOKENS
     if room < 1:
-        raise ExportError(f"a model of {model.spec.max_seq_len} positions is too short to compare")
+        raise ExportError(f"a model of {longest} positions is too short to compare")
     generator = torch.Generator().manual_seed(0)
-    length = min(room, 256)
+    length = min(room, _LONGEST)
     random = torch.randint(0, model.vocab_size, (length,), generator=generator).tolist()
     texts = [] if tokenizer is None else [list(tokenizer(text)["input_ids"]) for text in TEXTS]
     return [ids[:room] for ids in texts if ids] + [random]
@@ -196,15 +204,33 @@ def _run_clean_process(
         return load_file(paths["logits"]), answer
 
 
-def _logits(model: MPT, ids: Sequence[int]) -> Tensor:
-    """Return float32 logits (T, V) of one sequence, on the CPU."""
-    device = model.head_weight().device
-    tensor = torch.tensor([list(ids)], device=device)
-    return model.logits(model(Batch(input_ids=tensor, labels=tensor)))[0].float().cpu()
+def _beginning(model: LanguageModel, prompt: Sequence[int]) -> list[int]:
+    """Return what the logits of a prompt are compared over.
+
+    A decoder reads the prompt itself; of an encoder-decoder, the decoder is given a part of it.
+    """
+    return [*prompt][:NEW_TOKENS] if isinstance(model, HFSeq2Seq) else []
+
+
+def _logits(model: LanguageModel, prompt: Sequence[int], written: Sequence[int]) -> Tensor:
+    """Return float32 logits (T, V) of what comes next, on the CPU.
+
+    Of a decoder, T is all of prompt and ``written``; of an encoder-decoder, one more than
+    ``written``.
+    """
+    device = next(model.parameters()).device
+    if isinstance(model, HFSeq2Seq):
+        ids = torch.tensor([list(prompt)], device=device)
+        decoder_ids = torch.tensor([[model.first_token(), *written]], device=device)
+        batch = Batch(input_ids=ids, labels=decoder_ids, decoder_input_ids=decoder_ids)
+    else:
+        ids = torch.tensor([[*prompt, *written]], device=device)
+        batch = Batch(input_ids=ids, labels=ids)
+    return model.logits(model(batch))[0].float().cpu()
 
 
 def _agreement(
-    model: MPT, prompt: Sequence[int], continuation: Sequence[int], *, margin: float
+    model: LanguageModel, prompt: Sequence[int], continuation: Sequence[int], *, margin: float
 ) -> tuple[int, bool]:
     """Return how many tokens of ``continuation`` are ours, and whether it parted at a tie.
 
@@ -214,7 +240,7 @@ def _agreement(
     Raises:
         ExportError: it parts where there is no tie.
     """
-    logits = _logits(model, [*prompt, *continuation[:-1]])[len(prompt) - 1 :]
+    logits = _logits(model, prompt, continuation[:-1])[-len(continuation) :]
     for place, (row, token) in enumerate(zip(logits, continuation, strict=True)):
         best = int(row.argmax())
         if best != token:

@@ -6,6 +6,8 @@ Run as ``python -I clean_process.py REQUEST``. REQUEST is a JSON file::
     tensors     {name: shape} of every tensor there must be
     prompts     lists of token ids
     texts       texts, or none without a tokenizer
+    base        the model that adapters in the folder belong to, or null
+    seq2seq     whether it is an encoder-decoder
     custom_code whether the folder brings its own modelling file, to be trusted
     new_tokens  how many tokens to continue each prompt with, greedily
     logits      file to write float32 logits to, one tensor per prompt, "0", "1" …
@@ -25,19 +27,47 @@ def main(request: dict[str, Any]) -> None:
     import torch
     import transformers
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     folder = Path(request["folder"])
     check_tensors(folder, request["tensors"])
     torch.manual_seed(0)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
+    model = load(folder, request).eval()
+    text_ids = []
+    if request["texts"]:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        text_ids = [list(tokenizer(text)["input_ids"]) for text in request["texts"]]
+    logits, continuations = {}, []
+    with torch.no_grad():
+        for number, prompt in enumerate(request["prompts"]):
+            ids = torch.tensor([prompt])
+            inputs = {"input_ids": ids}
+            if request["seq2seq"]:
+                start = model.config.decoder_start_token_id
+                inputs["decoder_input_ids"] = torch.tensor(
+                    [[start, *prompt[: request["new_tokens"]]]]
+                )
+            logits[str(number)] = model(**inputs).logits[0].float().contiguous()
+            continuations.append(greedy(model, ids, request["new_tokens"]))
+    save_file(logits, request["logits"])
+    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
+    answer = {"text_ids": text_ids, "continuations": continuations, "versions": versions}
+    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def load(folder: Path, request: dict[str, Any]) -> Any:  # noqa: ANN401 - any architecture
+    """Load the model; any tensor too many or too few ends the process."""
+    import torch
+    import transformers
+
+    auto = "AutoModelForSeq2SeqLM" if request["seq2seq"] else "AutoModelForCausalLM"
+    model, loading = getattr(transformers, auto).from_pretrained(
+        request["base"] or folder,
         dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=request["custom_code"],
         output_loading_info=True,
     )
-    model, loading = loaded
     # a tied head is no tensor of its own; transformers 4 lists it as missing, 5 does not
     head = model.get_output_embeddings()
     tied = head is not None and head.weight is model.get_input_embeddings().weight
@@ -49,21 +79,15 @@ def main(request: dict[str, Any]) -> None:
     ):
         if names:
             sys.exit(f"tensors {what}: {sorted(map(str, names))[:5]}")
-    model.eval()
-    text_ids = []
-    if request["texts"]:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        text_ids = [list(tokenizer(text)["input_ids"]) for text in request["texts"]]
-    logits, continuations = {}, []
-    with torch.no_grad():
-        for number, prompt in enumerate(request["prompts"]):
-            ids = torch.tensor([prompt])
-            logits[str(number)] = model(input_ids=ids).logits[0].float().contiguous()
-            continuations.append(greedy(model, ids, request["new_tokens"]))
-    save_file(logits, request["logits"])
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-    answer = {"text_ids": text_ids, "continuations": continuations, "versions": versions}
-    Path(request["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+    if request["base"] is None:
+        return model
+    from peft import PeftModel, get_peft_model_state_dict
+
+    adapted = PeftModel.from_pretrained(model, folder)
+    own = {name: list(value.shape) for name, value in get_peft_model_state_dict(adapted).items()}
+    if own != request["tensors"]:
+        sys.exit(f"peft knows other adapters: {sorted(own)[:5]}")
+    return adapted
 
 
 def check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
@@ -94,7 +118,7 @@ def check_tensors(folder: Path, expected: dict[str, list[int]]) -> None:
 def greedy(model: Any, ids: Any, new_tokens: int) -> list[int]:  # noqa: ANN401 - any architecture
     """Return the most probable continuation of ``ids`` (1, T), by the model's own ``generate``."""
     written = model.generate(
-        ids,
+        input_ids=ids,
         attention_mask=ids.new_ones(ids.shape),
         do_sample=False,
         min_new_tokens=new_tokens,
@@ -102,7 +126,8 @@ def greedy(model: Any, ids: Any, new_tokens: int) -> list[int]:  # noqa: ANN401 
         pad_token_id=0,
         eos_token_id=None,
     )
-    continuation: list[int] = written[0, ids.shape[1] :].tolist()
+    begun = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    continuation: list[int] = written[0, begun:].tolist()
     return continuation
 
 

@@ -1,7 +1,9 @@
-"""Exports a trained MPT to the transformers architecture that computes the same function."""
+"""Exports trained models for transformers: an MPT as the architecture that equals it."""
 
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -23,8 +25,10 @@ from foundry_sdk.export.files import (
     write_json,
     write_weights,
 )
+from foundry_sdk.export.huggingface import write_transformers
 from foundry_sdk.export.source import Source
 from foundry_sdk.export.trained import load_trained
+from foundry_sdk.models.huggingface.model import HFModel
 from foundry_sdk.models.mpt.model import MPT
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ def export_model(
     *,
     precision: Precision = "fp32",
     custom_code: bool = False,
+    merge: bool = False,
 ) -> Certificate:
     """Export the model of a run, or of one of its checkpoints; see ``export_weights``.
 
@@ -48,17 +53,22 @@ def export_model(
         out: a folder that does not exist or is empty.
         precision: of the files.
         custom_code: as in ``export_weights``.
+        merge: of a model with adapters, write the whole model with the adapters in its weights;
+            else the adapters alone.
 
     Raises:
         CheckpointError: there is no whole checkpoint.
         ExportError: the model cannot be exported, or the files differ from it.
     """
     trained = load_trained(path)
-    if not isinstance(trained.model, MPT):
-        raise ExportError(
-            f"{type(trained.model).__name__} has no export here; models from transformers are "
-            "saved by the hf_checkpointer callback"
+    if isinstance(trained.model, HFModel):
+        return export_transformers(
+            trained.model, trained.tokenizer, out, precision=precision, merge=merge
         )
+    if not isinstance(trained.model, MPT):
+        raise ExportError(f"{type(trained.model).__name__} has no export here")
+    if merge:
+        raise ExportError("--merge: the model has no adapters to merge")
     return export_weights(
         trained.model, trained.tokenizer, out, precision=precision, custom_code=custom_code
     )
@@ -91,21 +101,14 @@ def export_weights(
         ExportError: no architecture is equal, ``out`` holds something, or the files differ from
             the model.
     """
-    target = Path(out)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ExportError(f"{target} already holds something; choose a folder that does not exist")
-    if precision not in _DTYPES:
-        raise ExportError(f"precision: expected {', '.join(_DTYPES)}, got {precision!r}")
+    target, dtype = _checked(out, precision)
     choose = custom_architecture if custom_code else architecture_of
     architecture = choose(model.spec)
-    dtype = _DTYPES[precision]
     rounded = _rounded_copy(model, dtype)
     tied = model.spec.tie_word_embeddings
     # folding multiplies rounded weights, and rounds the product
     tolerance = ROUNDED_TOLERANCE if architecture.folded and precision != "fp32" else TOLERANCE
-    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
-    try:
-        temporary.mkdir(parents=True)
+    with _whole_or_not(target) as temporary:
         parameters = dict(rounded.named_parameters())
         source = Source(spec=model.spec, get=parameters.get)
         tensors = write_weights(
@@ -135,6 +138,62 @@ def export_weights(
             sha256=digests(temporary),
         )
         write_json(temporary / CERTIFICATE, certificate.to_dict())
+    return certificate
+
+
+def export_transformers(
+    model: HFModel,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    out: str | Path,
+    *,
+    precision: Precision = "fp32",
+    merge: bool = False,
+    shard_bytes: int = SHARD_BYTES,
+) -> Certificate:
+    """Write a model of the transformers library to ``out``, as ``export_weights`` does.
+
+    Args:
+        model: unsharded, on the CPU; its values are rounded, and its adapters merged, in place.
+        tokenizer: saved beside the weights.
+        out: a folder that does not exist or is empty.
+        precision: of the files.
+        merge: write the adapters into the weights; else only they are written.
+        shard_bytes: largest safetensors file.
+
+    Raises:
+        ExportError: as ``export_weights``, or there are no adapters to merge.
+    """
+    target, dtype = _checked(out, precision)
+    with _whole_or_not(target) as temporary:
+        certificate = write_transformers(
+            temporary,
+            model.eval(),
+            tokenizer,
+            precision=precision,
+            dtype=dtype,
+            merge=merge,
+            shard_bytes=shard_bytes,
+        )
+        write_json(temporary / CERTIFICATE, certificate.to_dict())
+    return certificate
+
+
+def _checked(out: str | Path, precision: str) -> tuple[Path, torch.dtype]:
+    target = Path(out)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ExportError(f"{target} already holds something; choose a folder that does not exist")
+    if precision not in _DTYPES:
+        raise ExportError(f"precision: expected {', '.join(_DTYPES)}, got {precision!r}")
+    return target, _DTYPES[precision]
+
+
+@contextmanager
+def _whole_or_not(target: Path) -> Iterator[Path]:
+    """Give a folder to write to, which gets the name ``target`` once everything is in it."""
+    temporary = target.with_name(f"{target.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
         if target.exists():
             target.rmdir()
         temporary.rename(target)
@@ -142,7 +201,6 @@ def export_weights(
         raise ExportError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return certificate
 
 
 def _rounded_copy(model: MPT, dtype: torch.dtype) -> MPT:

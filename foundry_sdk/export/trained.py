@@ -63,12 +63,15 @@ def load_trained(path: str | Path) -> Trained:
     if not isinstance(values.get("model"), dict):
         raise CheckpointError(f"{checkpoint.path}: nothing says which model this is")
     spec = _structured(values["model"], ModelSpec, "model", spec_file or checkpoint.path)
-    model: LanguageModel = spec.build(device="cpu").eval()
-    load_into(store, checkpoint, model)
     tokenizer = None
     if "tokenizer" in values and spec_file is not None:
         named = _structured(values["tokenizer"], TokenizerSpec, "tokenizer", spec_file)
         tokenizer = load_tokenizer(named)
+        spec = spec.for_vocabulary(len(tokenizer))
+    model: LanguageModel = spec.build(device="cpu").eval()
+    if not all(model.in_checkpoint(name) for name, _ in model.named_parameters()):
+        model.init_weights(0)  # what is not in the checkpoint comes from files
+    load_into(store, checkpoint, model)
     return Trained(
         model=model, tokenizer=tokenizer, checkpoint=checkpoint.path, step=checkpoint.manifest.step
     )

@@ -9,6 +9,7 @@ from attrs import validators
 from torch import Tensor
 
 from foundry_sdk.batch import Batch
+from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
 from foundry_sdk.models.language_model import LanguageModel
 from foundry_sdk.models.mpt.model import MPT
 
@@ -143,6 +144,8 @@ def reader_of(model: LanguageModel) -> Reader:
     from torch.distributed.fsdp import FSDPModule
 
     sharded = any(isinstance(block, FSDPModule) for block in model.blocks())
+    if isinstance(model, HFSeq2Seq):
+        return _EncoderDecoderReader(model)
     if isinstance(model, MPT) and not sharded:
         return _CachedReader(model)
     return _RereadingReader(model)
@@ -272,3 +275,35 @@ class _RereadingReader:
         ids = ids.clone()
         ids[torch.arange(ids.shape[0], device=ids.device), positions] = tokens
         return self.start(ids, positions + 1)
+
+
+class _EncoderDecoderReader:
+    """Reads prompts with the encoder; the decoder rereads what it has written for each token."""
+
+    def __init__(self, model: HFSeq2Seq) -> None:
+        self._model = model
+        self._ids = torch.empty(0)
+        self._mask = torch.empty(0)
+        self._written = torch.empty(0)
+
+    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        self._ids, self._mask = input_ids, positions < lengths[:, None]
+        first = self._model.first_token()
+        self._written = torch.full_like(input_ids[:, :1], first)
+        return self._read()
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        del positions  # all rows write from the beginning
+        self._written = torch.cat([self._written, tokens[:, None]], dim=1)
+        return self._read()
+
+    def _read(self) -> Tensor:
+        batch = Batch(
+            input_ids=self._ids,
+            labels=self._written,
+            attention_mask=self._mask,
+            decoder_input_ids=self._written,
+        )
+        hidden_states = self._model(batch)
+        return self._model.logits(hidden_states[:, -1])

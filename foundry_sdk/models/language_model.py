@@ -71,6 +71,11 @@ class LanguageModel(nn.Module, ABC):
         ``DTensor``s; each rank then keeps its own part of the same whole.
         """
 
+    def in_checkpoint(self, name: str) -> bool:
+        """Return whether checkpoints hold a parameter; others must come from ``init_weights``."""
+        del name
+        return True
+
     def config(self) -> dict[str, Any]:
         """Return what is needed to build this model again, as JSON values."""
         return {}

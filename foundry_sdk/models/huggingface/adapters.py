@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
+import torch
 from torch import nn
 
-from foundry_sdk.errors import SpecError
+from foundry_sdk.errors import ExportError, SpecError
 
 ADAPTER: Final = "default"
 """Name under which peft keeps the one adapter."""
@@ -38,15 +39,18 @@ def add_adapters(module: Any, values: Mapping[str, Any]) -> None:  # noqa: ANN40
     from peft import inject_adapter_in_model
 
     names = sorted(
-        {name.rpartition(".")[2] for name, m in module.named_modules() if not any(m.children())}
+        {
+            name.rpartition(".")[2]
+            for name, layer in module.named_modules()
+            if getattr(getattr(layer, "weight", None), "ndim", 0) == 2
+        }
     )
     module.requires_grad_(False)
     try:
         inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     except (ValueError, TypeError) as error:
         raise SpecError(
-            f"model.peft_config.target_modules: {error}; the model's layers end in "
-            f"{', '.join(names)}"
+            f"model.peft_config.target_modules: {error} The model has {', '.join(names)}"
         ) from error
 
 
@@ -55,3 +59,27 @@ def is_adapted(module: nn.Module) -> bool:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return isinstance(module, BaseTunerLayer)
+
+
+def adapters_of(module: Any) -> list[str]:  # noqa: ANN401
+    """Return the names of the layers that adapters are on."""
+    marker = ("lora_A", "lora_embedding_A")
+    return [
+        name
+        for name, layer in module.named_modules()
+        if any(len(getattr(layer, each, ())) for each in marker)
+    ]
+
+
+@torch.no_grad()
+def merge_adapters(module: Any) -> None:  # noqa: ANN401
+    """Add each adapter's product to its layer's weight, in place.
+
+    Raises:
+        ExportError: a weight would not be finite.
+    """
+    for name in adapters_of(module):
+        try:
+            module.get_submodule(name).merge(safe_merge=True)
+        except ValueError as error:
+            raise ExportError(f"{name}: {error}") from error

@@ -125,6 +125,11 @@ class HFModel(LanguageModel):
             draws = self._draws(seed)
             draw_parameters([(p, name, draws[name]) for name, p in drawn.items()], seed=seed)
 
+    def in_checkpoint(self, name: str) -> bool:
+        """Return whether a parameter may change; with adapters on read weights only they do."""
+        only_adapters = self.spec.pretrained and self.spec.saves_adapters_only
+        return is_adapter(name) or not only_adapters
+
     def config(self) -> dict[str, Any]:
         """Return the spec as YAML would say it."""
         return {"name": self.spec.kind, **attrs.asdict(self.spec)}

@@ -9,6 +9,8 @@ from foundry_sdk.models.huggingface.model import HFModel
 class HFSeq2Seq(HFModel):
     """T5 and its relatives: the encoder reads ``input_ids``, the decoder ``decoder_input_ids``."""
 
+    encoder_decoder = True
+
     def forward(self, batch: Batch) -> Tensor:
         """Return hidden states (sequences, labels per sequence, H) of the decoder.
 

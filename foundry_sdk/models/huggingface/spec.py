@@ -89,6 +89,11 @@ class HFModelSpec(ModelSpec):
         return "flash_attention_2" if self.use_flash_attention_2 else self.attn_implementation
 
     @property
+    def saves_adapters_only(self) -> bool:
+        """Whether checkpoints hold adapters and nothing else."""
+        return False
+
+    @property
     def resizes(self) -> bool:
         """Whether the embeddings follow the tokenizer."""
         return self.resize_embeddings or self.allow_embedding_resizing
@@ -137,12 +142,15 @@ class HFCausalLMSpec(HFModelSpec):
         load_in_8bit: not supported.
         peft_config: ``peft_type: LORA``, ``task_type: CAUSAL_LM``, and what ``peft.LoraConfig``
             takes; only the adapters are trained then.
+        should_save_peft_only: leave the weights under adapters out of checkpoints: they are read
+            again from where they came from.
     """
 
     kind = "hf_causal_lm"
 
     load_in_8bit: bool = False
     peft_config: Mapping[str, Any] | None = None
+    should_save_peft_only: bool = True
 
     def __attrs_post_init__(self) -> None:
         """Check what must hold between fields.
@@ -155,6 +163,11 @@ class HFCausalLMSpec(HFModelSpec):
             raise ValueError("load_in_8bit: weights of 8 bits cannot be trained; leave it out")
         if self.peft_config is not None:
             check_peft_config(self.peft_config)
+
+    @property
+    def saves_adapters_only(self) -> bool:
+        """Whether checkpoints hold adapters and nothing else."""
+        return self.peft_config is not None and self.should_save_peft_only
 
     def skeleton(self, around: "Around | None" = None) -> "Skeleton":
         """Return the model with parameters on the meta device and buffers on the CPU."""

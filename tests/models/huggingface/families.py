@@ -54,12 +54,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mixtral": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
+T5: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+LORA = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_dropout": 0.0}
+RUNS: dict[str, dict[str, Any]] = {
+    "tied": {"family": "gpt2", "pretrained": True, "fused": True},
+    "tied-new": {"family": "gpt2", "pretrained": False},
+    "untied": {"family": "llama", "pretrained": True},
+    "untied-new": {"family": "llama", "pretrained": False, "fused": True},
+    "lora": {"family": "gpt2", "pretrained": True, "peft_config": LORA, "fused": True},
+    "lora-all": {
+        "family": "llama",
+        "pretrained": True,
+        "peft_config": LORA | {"target_modules": "all-linear"},
+    },
+    "t5": {"family": "t5", "pretrained": True, "fused": True},
+    "t5-new": {"family": "t5", "pretrained": False},
+}
+"""Runs of ``hf_worker.py``, on one rank and on two sharded ones."""
+
 
 def make(family: str, seed: int = 0) -> Any:
     """Return a model with weights far enough from zero to show every difference."""
     torch.manual_seed(seed)
-    config = transformers.AutoConfig.for_model(family, **CONFIGS[family])
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    auto = transformers.AutoModelForCausalLM
+    values = CONFIGS.get(family, T5)
+    if values is T5:
+        auto = transformers.AutoModelForSeq2SeqLM
+    config = transformers.AutoConfig.for_model(family, **values)
+    model = auto.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

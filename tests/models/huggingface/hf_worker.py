@@ -7,21 +7,50 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
 
-from fit_worker import MemorySpec
+from fit_worker import Memory, MemorySpec
 
-from foundry_sdk.data.contract import TokenizerSpec
+from foundry_sdk.batch import IGNORE_INDEX, Batch
+from foundry_sdk.data.contract import BatchSource, DataSpec, LoaderContext, TokenizerSpec
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.huggingface import weights
-from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
+from foundry_sdk.models.huggingface.spec import HFCausalLMSpec, HFSeq2SeqSpec
 from foundry_sdk.optim.schedules import CosineWithWarmupSpec
 from foundry_sdk.optim.specs import DecoupledAdamWSpec
 from foundry_sdk.pretrainer import Pretrainer
 from foundry_sdk.specs.run import FSDPSpec, PretrainSpec
 from foundry_sdk.units import Duration
+
+
+class Pairs(Memory):
+    """Prompts with padding, and responses for a decoder."""
+
+    def _batch(self, ids: torch.Tensor) -> Batch:
+        plain = super()._batch(ids)
+        mask = torch.ones_like(plain.input_ids, dtype=torch.bool)
+        mask[:, 12:] = (ids % 2 == 0)[:, None]
+        labels = plain.labels[:, 4:]
+        begun = torch.nn.functional.pad(labels[:, :-1], (1, 0), value=0)
+        return attrs.evolve(
+            plain,
+            labels=labels,
+            attention_mask=mask,
+            decoder_input_ids=begun.masked_fill(begun == IGNORE_INDEX, 0),
+        )
+
+
+@attrs.frozen(kw_only=True)
+class PairsSpec(DataSpec):
+    """Rows made of numbers, for an encoder-decoder."""
+
+    kind = "pairs"
+
+    def build(self, context: LoaderContext) -> BatchSource:
+        return Pairs(context, 40)
 
 
 def main(arguments: Mapping[str, Any]) -> None:
@@ -37,13 +66,14 @@ def main(arguments: Mapping[str, Any]) -> None:
 
     model.WeightFiles = Counted  # type: ignore[misc]
     fused = arguments.get("fused", False)
+    pairs = arguments.get("pairs", False)
     spec = PretrainSpec(
-        model=HFCausalLMSpec(**arguments["model"]),
+        model=(HFSeq2SeqSpec if pairs else HFCausalLMSpec)(**arguments["model"]),
         tokenizer=TokenizerSpec(name=arguments["tokenizer"]),
-        optimizer=DecoupledAdamWSpec(lr=1e-2),
+        optimizer=DecoupledAdamWSpec(lr=1e-2, eps=1e-5),
         scheduler=CosineWithWarmupSpec(t_warmup=Duration.parse("3ba")),
         loss=FusedCrossEntropySpec() if fused else CrossEntropySpec(),
-        train_loader=MemorySpec(rows=40),
+        train_loader=PairsSpec() if pairs else MemorySpec(rows=40),
         max_duration=Duration.parse("6ba"),
         max_seq_len=16,
         global_train_batch_size=8,
