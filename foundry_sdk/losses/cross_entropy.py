@@ -21,6 +21,10 @@ class CrossEntropy(LogitsLoss):
         super().__init__()
         self.z_loss = z_loss
 
+    def is_cross_entropy(self) -> bool:
+        """Whether no z-loss is added: there is none, or the module is in evaluation mode."""
+        return not (self.z_loss and self.training)
+
     def forward(self, logits: Tensor, labels: Tensor) -> LossOutput:
         """Return the sum and count; float64 logits give a float64 sum."""
         dtype = torch.promote_types(logits.dtype, torch.float32)

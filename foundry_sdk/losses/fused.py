@@ -65,6 +65,10 @@ class FusedCrossEntropy(HeadLoss):
         self.z_loss = z_loss
         self.max_logits_bytes = max_logits_bytes
 
+    def is_cross_entropy(self) -> bool:
+        """Whether no z-loss is added: there is none, or the module is in evaluation mode."""
+        return not (self.z_loss and self.training)
+
     def forward(
         self,
         hidden_states: Tensor,

@@ -7,7 +7,19 @@ from torch import Tensor, nn
 from foundry_sdk.batch import LossOutput
 
 
-class LogitsLoss(nn.Module, ABC):
+class Loss(nn.Module):
+    """What both shapes have in common."""
+
+    def is_cross_entropy(self) -> bool:
+        """Whether ``loss_sum``, in the mode the module is in, is the labels' cross-entropy alone.
+
+        Only then are cross-entropy and perplexity logged beside the loss. A loss that adds a
+        term, smooths labels or weighs them says no, which is the default.
+        """
+        return False
+
+
+class LogitsLoss(Loss, ABC):
     """A loss that reads whole logits."""
 
     @abstractmethod
@@ -15,7 +27,7 @@ class LogitsLoss(nn.Module, ABC):
         """Return the sum and count over ``logits`` (..., V) and ``labels`` (...), int64."""
 
 
-class HeadLoss(nn.Module, ABC):
+class HeadLoss(Loss, ABC):
     """A loss that makes the logits itself, piece by piece, so that they never exist whole."""
 
     @abstractmethod

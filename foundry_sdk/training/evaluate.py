@@ -1,7 +1,6 @@
 """One pass over an eval loader: cross-entropy and perplexity over every label, once."""
 
 import itertools
-import math
 import time
 from collections.abc import Mapping
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from foundry_sdk.data.contract import BatchSource
 from foundry_sdk.errors import DataError
+from foundry_sdk.losses.module import Loss
+from foundry_sdk.training.metrics import perplexity
 from foundry_sdk.training.runtime import Runtime
 
 
@@ -39,11 +40,19 @@ class Evaluation:
     seconds: float
 
 
-def evaluate(objective: nn.Module, evaluator: Evaluator, runtime: Runtime) -> Evaluation:
+def evaluate(
+    objective: nn.Module, evaluator: Evaluator, runtime: Runtime, *, loss: Loss
+) -> Evaluation:
     """Go through ``evaluator`` once, on every rank.
 
     Cross-entropy is the sum over all labels of all ranks divided by their number; perplexity is
-    its exponential.
+    its exponential. A loss that is no cross-entropy is named ``loss/LABEL/total`` instead.
+
+    Args:
+        objective: model and loss, as they are called.
+        evaluator: the loader.
+        runtime: this process among its peers.
+        loss: the objective's loss.
 
     Raises:
         DataError: there is nothing to evaluate on.
@@ -61,6 +70,7 @@ def evaluate(objective: nn.Module, evaluator: Evaluator, runtime: Runtime) -> Ev
                     with runtime.autocast():
                         output = objective(part.to(runtime.device))
                     totals += torch.stack(_float64(output))
+        is_cross_entropy = loss.is_cross_entropy()
     finally:
         objective.train(was_training)
         runtime.reshard(objective)
@@ -69,22 +79,14 @@ def evaluate(objective: nn.Module, evaluator: Evaluator, runtime: Runtime) -> Ev
     if labels == 0:
         raise DataError(f"{evaluator.label}: no label to evaluate on")
     mean = nats / labels
-    return Evaluation(
-        metrics={
+    metrics = {f"loss/{evaluator.label}/total": mean}
+    if is_cross_entropy:
+        metrics = {
             f"metrics/{evaluator.label}/LanguageCrossEntropy": mean,
-            f"metrics/{evaluator.label}/LanguagePerplexity": _perplexity(mean),
-        },
-        seconds=time.perf_counter() - started,
-    )
+            f"metrics/{evaluator.label}/LanguagePerplexity": perplexity(mean),
+        }
+    return Evaluation(metrics=metrics, seconds=time.perf_counter() - started)
 
 
 def _float64(output: tuple[Tensor, ...]) -> list[Tensor]:
     return [value.detach().to(torch.float64) for value in output[:2]]
-
-
-def _perplexity(cross_entropy: float) -> float:
-    """Return exp(nats), infinite where a float cannot hold it."""
-    try:
-        return math.exp(cross_entropy)
-    except OverflowError:
-        return math.inf

@@ -247,7 +247,8 @@ class Loop:
         )
         if reading.loss is not None:
             self.loss = reading.loss
-        stop = self.report(self.state.step, self.a.bus.step_finished(event), train_metrics(event))
+        metrics = train_metrics(event, is_cross_entropy=self.a.core.loss.is_cross_entropy())
+        stop = self.report(self.state.step, self.a.bus.step_finished(event), metrics)
         return self._stop or stop
 
     def _evaluate(self) -> Stop | None:
@@ -260,7 +261,7 @@ class Loop:
                 batches=evaluator.batches or evaluator.source.batches_per_epoch(),
             )
             self.a.bus.evaluation_started(started)
-            found = evaluate(self.a.objective, evaluator, self.runtime)
+            found = evaluate(self.a.objective, evaluator, self.runtime, loss=self.a.core.loss)
             self.eval_metrics.update(found.metrics)
             finished = EvaluationFinished(
                 step=step,

@@ -14,20 +14,26 @@ from foundry_sdk.events import (
 )
 
 
-def train_metrics(event: StepFinished) -> dict[str, float]:
-    """Return the loop's own metrics of a step; nothing at a step that read nothing."""
+def train_metrics(event: StepFinished, *, is_cross_entropy: bool) -> dict[str, float]:
+    """Return the loop's own metrics of a step; nothing at a step that read nothing.
+
+    Args:
+        event: of the step.
+        is_cross_entropy: the loss is the cross-entropy alone.
+    """
     if event.loss is None:
         return {}
     metrics = {
         "loss/train/total": event.loss,
-        "metrics/train/LanguageCrossEntropy": event.loss,
-        "metrics/train/LanguagePerplexity": _exp(event.loss),
         "trainer/device_train_microbatch_size": float(event.microbatch),
         "time/epoch": float(event.epoch),
         "time/batch": float(event.step),
         "time/sample": float(event.samples),
         "time/token": float(event.tokens),
     }
+    if is_cross_entropy:
+        metrics["metrics/train/LanguageCrossEntropy"] = event.loss
+        metrics["metrics/train/LanguagePerplexity"] = perplexity(event.loss)
     if event.gradient_norm is not None:
         metrics["l2_norm/grad/global"] = event.gradient_norm
     if event.skipped is not None:
@@ -64,8 +70,9 @@ class Reporter:
         return stop
 
 
-def _exp(value: float) -> float:
+def perplexity(cross_entropy: float) -> float:
+    """Return exp(nats), infinite where a float cannot hold it."""
     try:
-        return math.exp(value)
+        return math.exp(cross_entropy)
     except OverflowError:
         return math.inf

@@ -144,6 +144,9 @@ class Poisoned(LogitsLoss):
         self.inner = CrossEntropy()
         self.forwards = 0
 
+    def is_cross_entropy(self) -> bool:
+        return True
+
     def forward(self, logits: torch.Tensor, labels: torch.Tensor) -> LossOutput:
         loss_sum, count = self.inner(logits, labels)
         self.forwards += self.training
