@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -84,6 +86,9 @@ def _show(console: "Console", result: "Quickstart", sizes: "Sizes") -> None:
     _head(console, "Each step by hand")
     by_hand = result.data.folder / BY_HAND
     _say(console, f"cd {shlex.quote(str(by_hand))}")
+    programs = Path(sys.executable).parent
+    if shutil.which("foundry") != str(programs / "foundry"):
+        _say(console, f"export PATH={shlex.quote(str(programs))}:$PATH")
     for about, command in steps_by_hand(sizes):
         _say(console, f"# {about}\n{command}")
     _say(console, f"(or all of it: bash {shlex.quote(str(by_hand / COMMANDS_FILE))})")

@@ -9,8 +9,10 @@ import attrs
 
 from foundry_sdk.errors import DataError
 
+# Installed packages, tests, and modules that are tables rather than code.
 _LEFT_OUT: Final = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
+    | {"encodings", "pydoc_data"}
 )
 _EVERY: Final = 16
 """One module in this many is for validation."""
