@@ -109,6 +109,9 @@ def train(
     from foundry_sdk.launch.devices import device_count
     from foundry_sdk.launch.topology import LaunchOptions, resolve_topology, started_as_worker
 
+    # OpenMP's threads spin while they wait; beside other processes that makes a CPU run many times
+    # slower. Read when torch is loaded, and inherited by the workers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The SDK's own lines from the level that the spec names; warnings of everybody else.
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     options = LaunchOptions(
