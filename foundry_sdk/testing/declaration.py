@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
+from ruamel.yaml.error import YAMLError
 
 from foundry_sdk.callbacks.contract import CallbackSpec
 from foundry_sdk.component import ComponentSpec
@@ -39,6 +40,9 @@ FAMILIES: Final[tuple[type[ComponentSpec], ...]] = (
 _BY_KIND: Final = (CallbackSpec, LoggerSpec)
 """Families that YAML lists as a mapping from kind to fields."""
 HEAVY: Final = ("torch", "transformers", "streaming", "datasets", "accelerate", "matplotlib")
+_FIELDS: Final = (
+    "fields hold scalars, lists, mappings, durations, other components or attrs classes of them"
+)
 _LONGEST_LINE: Final = 120
 _LOADED: Final = """
 import importlib, sys
@@ -90,6 +94,11 @@ def check_declaration(component: type[ComponentSpec]) -> None:
         "its values can be changed after it was made; decorate the class with "
         "@attrs.frozen(kw_only=True)",
     )
+    expect(
+        "__eq__" in vars(component),
+        component,
+        "specs are told apart by their values; leave out eq=False, and do not inherit __eq__",
+    )
     _check_docstring(component)
     _check_signature(component, family)
     _check_imports(component)
@@ -112,7 +121,12 @@ def check_fields(spec: ComponentSpec) -> None:
         if field.init
     }
     by_kind = family in _BY_KIND
-    text = dump({spec.kind: fields} if by_kind else {"name": spec.kind, **fields})
+    try:
+        text = dump({spec.kind: fields} if by_kind else {"name": spec.kind, **fields})
+    except YAMLError as error:
+        raise ConformanceError(
+            f"{name_of(spec)}: {fields!r} cannot be written as YAML ({error}); {_FIELDS}"
+        ) from error
     values = _unescaped(parse(text).values)
     converter = SpecConverter(_catalog_with(component), {})
     try:
@@ -123,8 +137,7 @@ def check_fields(spec: ComponentSpec) -> None:
     except Mistakes as found:
         lines = "; ".join(f"{dotted(path)}: {problem}" for path, problem in found.items)
         raise ConformanceError(
-            f"{name_of(spec)}: written as YAML and read again, it is refused ({lines}); fields "
-            "hold scalars, lists, mappings, durations, other components or attrs classes of them"
+            f"{name_of(spec)}: written as YAML and read again, it is refused ({lines}); {_FIELDS}"
         ) from found
     except PluginError as error:
         raise ConformanceError(f"{name_of(spec)}: {error}") from error

@@ -74,12 +74,13 @@ def _grads(loss: Loss, inputs: list[Tensor], labels: Tensor) -> tuple[LossOutput
 
 
 def _check_output(spec: LossSpec, loss: Loss, inputs: list[Tensor], labels: Tensor) -> None:
-    output, grads = _grads(loss, inputs, labels)
+    returned: object = loss(*inputs, labels)
     expect(
-        isinstance(output, LossOutput),
+        isinstance(returned, LossOutput),
         spec,
-        f"return LossOutput(loss_sum, token_count), got {type(output).__name__}",
+        f"return LossOutput(loss_sum, token_count), got {type(returned).__name__}",
     )
+    output, grads = _grads(loss, inputs, labels)
     loss_sum, count = output
     expect(
         loss_sum.shape == () and loss_sum.dtype == torch.float32,

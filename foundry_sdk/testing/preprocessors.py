@@ -20,10 +20,10 @@ def check_preprocessor(spec: PreprocessorSpec, row: Row, wrong_rows: Sequence[Ro
     Raises:
         ConformanceError: something is not so.
     """
-    kept = copy.deepcopy(dict(row))
-    example = spec.build()(row)
+    kept, given = (copy.deepcopy(dict(row)) for _ in range(2))
+    example = spec.build()(given)
     _check_example(spec, example)
-    expect(row == kept, spec, "it changes the row that it is given; build a new mapping instead")
+    expect(given == kept, spec, "it changes the row that it is given; build a new mapping instead")
     again = spec.build()(copy.deepcopy(kept))
     expect(
         again == example,
