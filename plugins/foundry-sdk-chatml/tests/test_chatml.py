@@ -6,6 +6,17 @@ from foundry_sdk_chatml import chatml
 from foundry_sdk.data.contract import PreprocessorSpec
 from foundry_sdk.errors import DataError
 from foundry_sdk.plugin.host import PluginHost
+from foundry_sdk.testing import check_component
+
+TURNS = [{"role": "user", "content": "1 + 1?"}, {"role": "assistant", "content": "2"}]
+
+
+def test_it_conforms() -> None:
+    check_component(
+        chatml,
+        row={"messages": TURNS},
+        wrong_rows=[{"messages": TURNS[:1]}, {"messages": TURNS[::-1]}, {"messages": "hello"}],
+    )
 
 
 def test_a_conversation() -> None:
