@@ -1,16 +1,20 @@
 """Every built-in component keeps the promises that the kit checks."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 
 from foundry_sdk.component import ComponentSpec
 from foundry_sdk.data.contract import PreprocessorSpec
+from foundry_sdk.data.finetuning.spec import FinetuningDatasetSpec, FinetuningDataSpec
 from foundry_sdk.data.streams import StreamSpec
 from foundry_sdk.data.text import TextDatasetSpec, TextDataSpec
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.contract import ModelSpec
+from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
 from foundry_sdk.models.mpt.options import AttentionSpec, FFNSpec
 from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.plugin.host import PluginHost
@@ -127,3 +131,56 @@ def test_tiny_text_comes_back(tmp_path: Path) -> None:
     assert context.tokenizer.decode(ids) == text
     assert context.tokenizer.eos_token_id == 256
     assert len(context.tokenizer) == TINY_VOCABULARY
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "tatsu-lab/alpaca": {"text": "Say hello.\n### Response:Hello."},
+    "HuggingFaceH4/databricks_dolly_15k": {"instruction": "Add.", "input": "1 1", "output": "2"},
+    "bigscience/P3": {"inputs": "1 + 1", "targets": "2"},
+    "Muennighoff/P3": {"inputs": "1 + 1", "targets": "2"},
+    "Muennighoff/flan": {"inputs": "1 + 1", "targets": "2"},
+    "teknium/OpenHermes-2.5": {
+        "conversations": [{"from": "human", "value": "1 + 1?"}, {"from": "gpt", "value": "2"}]
+    },
+    "math-ai/StackMathQA": {"Q": "1 + 1?", "A": "2"},
+    "AI-MO/NuminaMath-CoT": {
+        "messages": [
+            {"role": "user", "content": "1 + 1?"},
+            {"role": "assistant", "content": "2"},
+        ]
+    },
+    "multiple_choice": {"query": "1 + 1?", "choices": ["1", "2"], "gold": 1},
+}
+
+
+@pytest.mark.parametrize("cls", CATALOG.components(PreprocessorSpec), ids=lambda cls: cls.kind)
+def test_a_preprocessor_conforms(cls: type[PreprocessorSpec]) -> None:
+    check_component(cls, row=ROWS[cls.kind])
+
+
+@pytest.mark.parametrize("family", ["GPT2Config", "LlamaConfig"])
+def test_a_model_of_transformers_conforms(family: str, tmp_path: Path) -> None:
+    import transformers
+
+    sizes = {"vocab_size": 60, "num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2}
+    more = {"max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 1}
+    getattr(transformers, family)(**sizes, **more).save_pretrained(tmp_path)
+    check_component(HFCausalLMSpec(pretrained_model_name_or_path=str(tmp_path), pretrained=False))
+
+
+@pytest.mark.parametrize("packing", [None, 2.0])
+def test_the_finetuning_loader_conforms(packing: float | None, tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer(tmp_path / "tokenizer")
+    rows = [{"prompt": f"{n} + 1 = ", "response": str(n + 1)} for n in range(80)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(lines, encoding="utf-8")
+    dataset = FinetuningDatasetSpec(
+        hf_name="json",
+        hf_kwargs={"data_files": str(tmp_path / "rows.jsonl")},
+        split="train",
+        shuffle=True,
+        packing_ratio=packing,
+        cache_dir=str(tmp_path / "cache"),
+    )
+    spec = FinetuningDataSpec(dataset=dataset, num_workers=0)
+    check_component(spec, context=tiny_context(tokenizer, max_seq_len=32))
