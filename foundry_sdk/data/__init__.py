@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from foundry_sdk.data.card import DataCard as DataCard
+    from foundry_sdk.data.convert.finetuning import convert_finetuning as convert_finetuning
     from foundry_sdk.data.convert.functions import convert_hf as convert_hf
     from foundry_sdk.data.convert.functions import convert_json as convert_json
     from foundry_sdk.data.convert.functions import convert_text as convert_text
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _HOMES: Final = MappingProxyType(
     {
         "foundry_sdk.data.card": ("DataCard",),
+        "foundry_sdk.data.convert.finetuning": ("convert_finetuning",),
         "foundry_sdk.data.convert.functions": ("convert_hf", "convert_json", "convert_text"),
         "foundry_sdk.data.convert.run": ("ConversionProgress",),
     }

@@ -43,7 +43,7 @@ class DataCard:
 
     Attributes:
         kind: "tokens": rows of ``sequence_length`` int32 ids in column ``tokens``;
-            "text": one document a row in column ``text``.
+            "text": one document a row in column ``text``; "finetuning": one example a row.
         split: name of the folder below the output root; "" for a folder without one.
         samples: rows written.
         documents: documents that are in the rows, wholly or in part.
@@ -70,7 +70,7 @@ class DataCard:
         versions: of the packages that decide the bytes.
     """
 
-    kind: Literal["tokens", "text"]
+    kind: Literal["tokens", "text", "finetuning"]
     split: str
     samples: int
     documents: int
@@ -134,8 +134,9 @@ class DataCard:
         for name in ("samples", "documents"):
             if type(values[name]) is not int or values[name] < 0:
                 raise DataError(f"{path}: {name}: expected a count, got {values[name]!r}")
-        if values["kind"] not in {"tokens", "text"}:
-            raise DataError(f"{path}: kind: expected tokens or text, got {values['kind']!r}")
+        if values["kind"] not in {"tokens", "text", "finetuning"}:
+            known = "tokens, text or finetuning"
+            raise DataError(f"{path}: kind: expected {known}, got {values['kind']!r}")
         try:
             values["sources"] = tuple(SourceFile(**item) for item in values.get("sources", ()))
             for name in ("bos_ids", "eos_ids"):
@@ -168,7 +169,7 @@ class DataCard:
     def summary(self, place: str) -> str:
         """Return in a few words what lies at ``place``."""
         parts = [f"{self.documents:,} documents", f"{self.samples:,} rows"]
-        if self.tokens is not None:
+        if self.tokens is not None and self.kind == "tokens":
             parts.append(f"{self.tokens:,} tokens of {self.tokenizer}")
             parts.append(f"{self.dropped_tokens or 0:,} tokens dropped")
         left_out = {

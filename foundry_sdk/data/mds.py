@@ -240,6 +240,18 @@ def encode_text(text: bytes) -> bytes:
     return np.uint32(len(text)).tobytes() + text
 
 
+def encode_row(columns: Mapping[str, str], row: Mapping[str, Any]) -> bytes:
+    """Encode one sample of columns ``str`` and ``json``."""
+    values = []
+    for name in sorted(columns):
+        value = row[name] if columns[name] == "str" else json.dumps(row[name])
+        values.append(value.encode())
+    sizes = np.array([len(value) for value in values], np.uint64)
+    if (sizes >= 1 << 32).any():
+        raise DataError(f"a sample of {sizes.max()} bytes: MDS holds less than 4 GiB a value")
+    return sizes.astype(np.uint32).tobytes() + b"".join(values)
+
+
 def index_json(entries: Sequence[Mapping[str, Any]]) -> bytes:
     """Return the bytes of ``index.json`` for shards with these entries."""
     return json.dumps({"version": 2, "shards": list(entries)}, sort_keys=True).encode()

@@ -47,7 +47,7 @@ def notes(fields: Mapping[str, Any]) -> list[str]:
             "fsdp_config.state_dict_type: accepted without effect: checkpoints are written in "
             "parts, by all ranks, and load on any number of them"
         )
-    return lines
+    return list(dict.fromkeys(lines))
 
 
 def _numbers(fields: Mapping[str, Any]) -> Iterator[Problem]:

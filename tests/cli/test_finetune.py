@@ -94,3 +94,19 @@ def test_packing_without_isolation_is_refused_with_the_line(foundry, tmp_path: P
     assert refused.returncode == 2
     assert "train_loader.dataset.packing_ratio: examples that share a row" in refused.stderr
     assert "attn_uses_sequence_id: true" in refused.stderr
+
+
+def test_arc_is_converted_with_its_preprocessor(foundry, tmp_path: Path) -> None:
+    home = {"HF_DATASETS_CACHE": str(tmp_path / "arrow")}
+    arguments = ["data", "convert", "finetuning", "--dataset", "json", "--out_root", "arc"]
+    arguments += ["--splits", "train", "--data_files", f"{DATA}/arc_easy_train.jsonl"]
+    refused = foundry(*arguments, **home)
+    assert refused.returncode == 2
+    assert "none is known for 'json'" in refused.stderr
+    done = foundry(*arguments, "--preprocessor", "multiple_choice", **home)
+    assert done.returncode == 0, done.stderr
+    assert "arc/train: 100 documents, 100 rows, in 1 shards" in done.stdout
+    index = json.loads((tmp_path / "arc" / "train" / "index.json").read_text())
+    assert index["shards"][0]["column_names"] == ["prompt", "response"]
+    plugins = foundry("plugins", "--kind", "preprocessor")
+    assert "HuggingFaceH4/databricks_dolly_15k" in plugins.stdout

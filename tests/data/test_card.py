@@ -58,7 +58,7 @@ def test_the_summary_has_the_numbers(card: DataCard) -> None:
         ({"samples": "3"}, "samples: expected a count, got '3'"),
         ({"samples": -1}, "samples: expected a count, got -1"),
         ({"documents": True}, "documents: expected a count, got True"),
-        ({"kind": "images"}, "kind: expected tokens or text, got 'images'"),
+        ({"kind": "images"}, "kind: expected tokens, text or finetuning, got 'images'"),
         ({"sources": [{"name": "x"}]}, "not a data card"),
         ({"eos_ids": ["x"]}, "not a data card"),
         ({"shards": 7}, "not a data card"),

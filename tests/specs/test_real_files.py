@@ -7,12 +7,13 @@ import pytest
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs.document import from_values
-from foundry_sdk.specs.run import PretrainSpec
-from foundry_sdk.specs.structure import read, run_spec, unstructure
+from foundry_sdk.specs.run import FinetuneSpec, PretrainSpec
+from foundry_sdk.specs.structure import read, run_spec, spec_class, unstructure
 from foundry_sdk.units import Duration
 
 ROOT = Path(__file__).parents[2]
 LLM_FOUNDRY = Path(__file__).parent / "data" / "llm-foundry-mpt-125m.yaml"
+FINETUNING = sorted(LLM_FOUNDRY.parent.glob("llm-foundry-finetune-*.yaml"))
 EXAMPLES = [
     path
     for path in sorted(ROOT.glob("examples/**/*.yaml"))
@@ -42,6 +43,16 @@ def test_a_pretraining_file_of_llm_foundry_is_read_unchanged(builtins: Catalog) 
         "runtime_estimator",
     ]
     assert run_spec(from_values(unstructure(spec)), PretrainSpec, builtins) == (spec, ())
+
+
+@pytest.mark.parametrize("path", FINETUNING, ids=lambda path: path.stem)
+def test_finetuning_files_of_llm_foundry_are_read_unchanged(builtins: Catalog, path: Path) -> None:
+    assert spec_class(path) is FinetuneSpec
+    spec, _ = read(path, FinetuneSpec, catalog=builtins)
+    assert spec.train_loader.dataset.max_seq_len == spec.max_seq_len
+    for evaluation in spec.eval_loader:
+        assert evaluation.loader.dataset.max_seq_len == spec.max_seq_len
+    assert run_spec(from_values(unstructure(spec)), FinetuneSpec, builtins)[0] == spec
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -15,6 +15,16 @@ from foundry_sdk.data.convert.units import Source
 from foundry_sdk.errors import DataError
 
 
+class Making(Protocol):
+    """Something that makes the folder of a split."""
+
+    def made(self, card: DataCard) -> bool:
+        """Tell whether a card is that of this very conversion."""
+
+    def run(self, final: Path, job: Job) -> DataCard:
+        """Write the folder ``final`` and return its card."""
+
+
 class Destination(Protocol):
     """A place for one split."""
 
@@ -24,6 +34,9 @@ class Destination(Protocol):
         Raises:
             DataError: there is something, and neither option says what becomes of it.
         """
+
+    def make(self, conversion: Making, job: Job) -> DataCard:
+        """Write there what ``conversion`` makes."""
 
     def convert(self, source: Source, recipe: Recipe, *, split: str, job: Job) -> DataCard:
         """Write the split there; see ``Conversion.run``."""
@@ -65,7 +78,12 @@ class LocalFolder:
     def convert(self, source: Source, recipe: Recipe, *, split: str, job: Job) -> DataCard:
         """See ``Destination``."""
         self.require_free(resume=job.resume, overwrite=job.overwrite)
-        return Conversion.of(source, recipe, split=split).run(self.path, job)
+        return self.make(Conversion.of(source, recipe, split=split), job)
+
+    def make(self, conversion: Making, job: Job) -> DataCard:
+        """See ``Destination``."""
+        self.require_free(resume=job.resume, overwrite=job.overwrite)
+        return conversion.run(self.path, job)
 
 
 @attrs.frozen
@@ -86,9 +104,13 @@ class RemoteFolder:
             )
 
     def convert(self, source: Source, recipe: Recipe, *, split: str, job: Job) -> DataCard:
+        """See ``Destination``."""
+        self.require_free(resume=job.resume, overwrite=job.overwrite)
+        return self.make(Conversion.of(source, recipe, split=split), job)
+
+    def make(self, conversion: Making, job: Job) -> DataCard:
         """See ``Destination``; the local copy is deleted once the upload is verified."""
         self.require_free(resume=job.resume, overwrite=job.overwrite)
-        conversion = Conversion.of(source, recipe, split=split)
         there = self.remote.card()
         if there is not None and job.resume and conversion.made(there):
             return there

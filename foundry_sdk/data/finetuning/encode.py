@@ -68,7 +68,7 @@ class ExampleEncoder:
             if self._pretokenized is not None and ("turns" in row or "input_ids" in row):
                 result[number] = self._own_ids(row, where)
                 continue
-            example = checked(_example(row, preprocess, where), where)
+            example = checked(example_of(row, preprocess, where), where)
             if isinstance(example, PromptExample):
                 prompts[number] = example
             else:
@@ -170,7 +170,12 @@ class ExampleEncoder:
         return ids.astype(np.int32)
 
 
-def _example(row: Mapping[str, Any], preprocess: Preprocess | None, where: str) -> object:
+def example_of(row: Mapping[str, Any], preprocess: Preprocess | None, where: str) -> object:
+    """Return what the preprocessor makes of a row, or the row.
+
+    Raises:
+        DataError: the preprocessor failed; names the row and its content.
+    """
     if preprocess is None:
         return row
     try:

@@ -149,12 +149,12 @@ def _about(
         "special": [bos, getattr(tokenizer, "add_bos_token", None), tokenizer("a")["input_ids"]],
         "chat_template": tokenizer.chat_template,
         "date": DATE,
-        "preprocessor": None if recipe.preprocess is None else _code_of(recipe.preprocess),
+        "preprocessor": None if recipe.preprocess is None else code_of(recipe.preprocess),
         "pretokenized": recipe.pretokenized,
     }
 
 
-def _code_of(function: Preprocess) -> list[str]:
+def code_of(function: Preprocess) -> list[str]:
     """Return a function's name and a digest of the file that it is from.
 
     What that file imports may change unnoticed.
