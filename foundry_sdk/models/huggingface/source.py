@@ -108,7 +108,7 @@ def override(config: Any, values: Mapping[str, Any], path: str) -> None:  # noqa
         where = f"{path}.{key}"
         if key not in known:
             raise SpecError(
-                f"{where}: {type(config).__name__} has no such value; {_near(key, known)}"
+                f"{where}: {type(config).__name__} has no such value; {nearest(key, known)}"
             )
         present = getattr(config, key)
         if not isinstance(value, Mapping):
@@ -123,14 +123,15 @@ def override(config: Any, values: Mapping[str, Any], path: str) -> None:  # noqa
             unknown = [each for each in value if each not in present]
             if unknown:
                 raise SpecError(
-                    f"{where}.{unknown[0]}: not known; {_near(unknown[0], set(present))}"
+                    f"{where}.{unknown[0]}: not known; {nearest(unknown[0], set(present))}"
                 )
             setattr(config, key, {**deepcopy(dict(present)), **value})
         else:
             raise SpecError(f"{where}: expected a value like {present!r}, got a mapping")
 
 
-def _near(key: str, known: set[str]) -> str:
+def nearest(key: str, known: set[str]) -> str:
+    """Return a hint at what ``key`` may have meant."""
     near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
 

@@ -13,8 +13,10 @@ from foundry_sdk.models.contract import ModelSpec
 
 if TYPE_CHECKING:
     from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+    from foundry_sdk.models.huggingface.mpt import ImportedMPT
     from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
     from foundry_sdk.models.huggingface.skeleton import Around, Skeleton
+    from foundry_sdk.models.mpt.spec import MPTSpec
 
 Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
 _UNSUPPORTED: Final = {
@@ -182,10 +184,44 @@ class HFCausalLMSpec(HFModelSpec):
             around=around,
         )
 
-    def build(self, *, device: str) -> "HFCausalLM":
-        """Return the model with float32 parameters of no particular values on ``device``."""
-        from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+    def for_vocabulary(self, tokens: int) -> HFModelSpec:
+        """Return this spec with room for ``tokens`` token ids where it may make room."""
+        return super().for_vocabulary(tokens) if self.as_mpt() is None else self
 
+    def parameters(self) -> int:
+        """Return the number of parameters, tied ones once; reads the config."""
+        mpt = self.as_mpt()
+        return super().parameters() if mpt is None else mpt.parameters()
+
+    def flops_per_token(self, sequence_length: int) -> int | None:
+        """Return 6 N + 12 n_layers d_model S, N without experts that a token does not pass."""
+        described: ModelSpec | None = self.as_mpt()
+        if described is not None:
+            return described.flops_per_token(sequence_length)
+        return super().flops_per_token(sequence_length)
+
+    def as_mpt(self) -> "MPTSpec | None":
+        """Return the ``mpt_causal_lm`` that equals the config, if it is of an MPT.
+
+        Raises:
+            SpecError: the config, or an override, has what no ``mpt_causal_lm`` has.
+        """
+        from foundry_sdk.models.huggingface.mpt import mpt_spec
+        from foundry_sdk.models.huggingface.source import find_source
+
+        return mpt_spec(find_source(self))
+
+    def build(self, *, device: str) -> "HFCausalLM | ImportedMPT":
+        """Return the model with float32 parameters of no particular values on ``device``.
+
+        An MPT becomes the SDK's own, whatever code its folder carries.
+        """
+        from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+        from foundry_sdk.models.huggingface.mpt import imported
+
+        mpt = self.as_mpt()
+        if mpt is not None:
+            return imported(self, mpt, device=device)
         return HFCausalLM(self, device=device)
 
 

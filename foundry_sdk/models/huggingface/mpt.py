@@ -1,0 +1,144 @@
+"""MPT checkpoints of the hub's layout (mosaicml/mpt-7b …), without the code that they carry."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import torch
+
+from foundry_sdk.errors import SpecError
+from foundry_sdk.models.huggingface.source import Source, find_source, nearest
+from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
+from foundry_sdk.models.huggingface.weights import WeightFiles, load_weights
+from foundry_sdk.models.mpt.kernels import unsupported
+from foundry_sdk.models.mpt.model import MPT
+from foundry_sdk.models.mpt.options import AttentionSpec, FFNSpec, InitSpec
+from foundry_sdk.models.mpt.spec import MPTSpec
+
+_RENAMED: Final = {"layer_norm_epsilon": "norm_eps"}
+_ABOUT_FILES: Final = {
+    *("architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "init_device"),
+    *("initializer_range", "model_type", "name", "pad_token_id", "tokenizer_name", "torch_dtype"),
+    *("transformers_version", "use_cache", "verbose", "_name_or_path"),
+}
+"""Keys of a config that say nothing about what the model computes."""
+_NESTED: Final = {"attn_config": AttentionSpec, "ffn_config": FFNSpec, "init_config": InitSpec}
+_HEAD: Final = "lm_head.weight"
+_EMBEDDINGS: Final = "transformer.wte.weight"
+
+
+class ImportedMPT(MPT):
+    """An MPT whose weights come from files of the hub's layout.
+
+    Args:
+        spec: as the config describes it.
+        folder: of the weights; None = new ones.
+        device: ``"cpu"``, ``"cuda"``, ``"meta"`` …; values are not initialised.
+    """
+
+    base_model_prefix = "transformer"
+
+    def __init__(self, spec: MPTSpec, *, folder: Path | None, device: str) -> None:
+        super().__init__(spec, device=device)
+        self._folder = folder
+
+    def init_weights(self, seed: int) -> None:
+        """Read the weights; of sharded parameters each rank its own part."""
+        if self._folder is None:
+            super().init_weights(seed)
+            return
+        tied = {_HEAD: _EMBEDDINGS} if self.spec.tie_word_embeddings else {}
+        parameters = dict(self.named_parameters())
+        load_weights(self, WeightFiles(self._folder), parameters=parameters, tied=tied)
+
+    def choices(self) -> dict[str, str]:
+        """Say which attention it has, and that it is ours."""
+        return {
+            "model": "MPT as mpt_causal_lm: the code of the checkpoint is not run",
+            "model.attn_config.attn_impl": self.spec.attn_config.attn_impl,
+        }
+
+
+def imported(asked: HFCausalLMSpec, spec: MPTSpec, *, device: str) -> ImportedMPT:
+    """Build an MPT that was asked for as ``hf_causal_lm``.
+
+    Raises:
+        SpecError: with an option that the SDK's own MPT does not have.
+    """
+    options = {
+        "peft_config": asked.peft_config is not None,
+        "resize_embeddings": asked.resizes,
+        "attn_implementation": asked.attention is not None,
+    }
+    for name, used in options.items():
+        if used:
+            raise SpecError(
+                f"model.{name}: an MPT is trained as mpt_causal_lm, which does not have it"
+                + ("; use config_overrides.attn_config.attn_impl" * (name == "attn_implementation"))
+            )
+    folder = find_source(asked).folder if asked.pretrained else None
+    return ImportedMPT(spec, folder=folder, device=device)
+
+
+def mpt_spec(source: Source) -> MPTSpec | None:
+    """Return the spec that equals an MPT's config; None if it is of another model.
+
+    Raises:
+        SpecError: the config, or an override, has what no ``mpt_causal_lm`` has.
+    """
+    file = source.folder / "config.json"
+    if not file.is_file():
+        return None
+    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if config.get("model_type") != "mpt":
+        return None
+    given = source.spec.config_overrides
+    whole = {**config, **_merged(config, given)}
+    try:
+        spec = MPTSpec(**_fields(whole, MPTSpec, "model.config_overrides"))
+    except SpecError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"model: the MPT in {source.folder}: {error}") from error
+    chosen = given.get("attn_config", {})
+    if isinstance(chosen, Mapping) and "attn_impl" in chosen:
+        return spec
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    reasons = unsupported(spec.attn_config, device)
+    fastest = next(name for name in ("flash", "flex", "torch") if name not in reasons)
+    return attrs.evolve(spec, attn_config=attrs.evolve(spec.attn_config, attn_impl=fastest))
+
+
+def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides with what the config's nested values say besides."""
+    return {
+        key: {**(config.get(key) or {}), **value} if isinstance(value, Mapping) else value
+        for key, value in overrides.items()
+    }
+
+
+def _fields(values: Mapping[str, Any], cls: type, path: str) -> dict[str, Any]:
+    """Return arguments for ``cls``.
+
+    Raises:
+        SpecError: a key that it does not have, and that changes what the model computes.
+    """
+    known = {field.alias or field.name for field in attrs.fields(cls)}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = _RENAMED.get(key, key)
+        if name in _NESTED and isinstance(value, Mapping):
+            nested = _NESTED[name]
+            found[name] = nested(**_fields(value, nested, f"{path}.{name}"))
+        elif name in known and name not in _ABOUT_FILES:
+            found[name] = value
+        elif value is not None and value is not False and name not in _ABOUT_FILES:
+            raise SpecError(f"{path}.{key}: no mpt_causal_lm has it; {nearest(key, known)}")
+    if cls is InitSpec and found.get("name") != "baseline_":
+        found.pop("init_std", None)  # files of the hub name it for every scheme
+    # implementations of old checkpoints that are not there any more
+    if cls is AttentionSpec and found.get("attn_impl") not in {"flash", "flex", "torch"}:
+        found.pop("attn_impl", None)
+    return found
