@@ -206,11 +206,10 @@ def _check_signature(component: type[ComponentSpec], family: type[ComponentSpec]
 def _parameters(component: type[ComponentSpec]) -> dict[str, inspect.Parameter]:
     build: Any = vars(component).get("build") or component.build  # type: ignore[attr-defined]
     _, *parameters = inspect.signature(build).parameters.items()
-    plain_types = {
+    return {
         name: parameter.replace(annotation=inspect.Parameter.empty)
         for name, parameter in parameters
     }
-    return MappingProxyType(plain_types).copy()
 
 
 def _check_imports(component: type[ComponentSpec]) -> None:
