@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
-from foundry_sdk.cli import data_finetuning, inspect
+from foundry_sdk.cli import data_check, data_finetuning, inspect
 from foundry_sdk.errors import DataError
 
 Errors = Literal["strict", "replace", "skip"]
@@ -102,6 +102,7 @@ def register(app: typer.Typer) -> typer.Typer:
     convert.command("text", cls=ConvertCommand)(convert_text)
     data_finetuning.register(convert)
     data.add_typer(convert)
+    data_check.register(data)
     inspect.register(data)
     app.add_typer(data)
     return data

@@ -25,7 +25,7 @@ LAYERS = {
 LAYER = {unit: layer for layer, units in LAYERS.items() for unit in units}
 LIGHT = {
     *("errors", "units", "component", "events", "intervals", "hookspecs", "builtin", "plugin"),
-    *("specs", "pretrainer", "cli", "__init__", "__main__"),
+    *("specs", "pretrainer", "finetuner", "cli", "__init__", "__main__"),
 }
 """Units that may not load a heavy library when they are imported."""
 SPEC_FILES = {"contract.py", "spec.py", "specs.py"}

@@ -205,6 +205,16 @@ class FinetuningSource:
             else {"ratio": self._ratio, "efficiency": packed.efficiency, "waste": packed.waste},
         }
 
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The sources."""
+        return self._parts
+
+    def preview(self, count: int) -> list[Example]:
+        """Return the first examples of the first epoch as they go into rows."""
+        self._lay_out(0)
+        return [self._example(int(each)) for each in self._order[:count]]
+
     def close(self) -> None:
         """End the iterators."""
         self._generation += 1
