@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -126,7 +127,12 @@ def _write_adapters(folder: Path, model: HFModel, dtype: torch.dtype) -> Path:
             "the adapters belong to a model with new weights, which is nowhere but in this run; "
             "export them merged, with --merge"
         )
-    base = find_source(spec).folder
+    source = find_source(attrs.evolve(spec, config_overrides={}))
+    if int(source.config().get_text_config().vocab_size) != model.vocab_size:
+        raise ExportError(
+            f"the embeddings were resized to {model.vocab_size} tokens, which adapters alone do "
+            "not say; export them merged, with --merge"
+        )
     config = lora_config(spec.peft_config)
     # what was put on layers, where the spec leaves it to peft
     config.target_modules = sorted(adapters_of(model.model))
@@ -140,7 +146,7 @@ def _write_adapters(folder: Path, model: HFModel, dtype: torch.dtype) -> Path:
         if is_adapter(name)
     }
     save_file(values, folder / _ADAPTER_FILE, metadata={"format": "pt"})
-    return base
+    return source.folder
 
 
 def _tensors(folder: Path) -> dict[str, list[int]]:

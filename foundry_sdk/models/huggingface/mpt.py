@@ -103,10 +103,12 @@ def mpt_spec(source: Source) -> MPTSpec | None:
     except (TypeError, ValueError) as error:
         raise SpecError(f"model: the MPT in {source.folder}: {error}") from error
     chosen = given.get("attn_config", {})
-    if isinstance(chosen, Mapping) and "attn_impl" in chosen:
-        return spec
+    wanted = chosen.get("attn_impl") if isinstance(chosen, Mapping) else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reasons = unsupported(spec.attn_config, device)
+    if wanted is not None and wanted not in reasons:
+        return spec
+    # files for LLM Foundry ask for flash also where only another kernel here has ALiBi
     fastest = next(name for name in ("flash", "flex", "torch") if name not in reasons)
     return attrs.evolve(spec, attn_config=attrs.evolve(spec.attn_config, attn_impl=fastest))
 

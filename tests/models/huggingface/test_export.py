@@ -1,6 +1,7 @@
 """``foundry export`` and ``foundry generate`` on runs of transformers models."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from families import LORA, VOCABULARY, make, saved
+
 from foundry_sdk.batch import Batch
 from foundry_sdk.cli.main import app
 from foundry_sdk.errors import ExportError
-from foundry_sdk.export.exporter import export_model
+from foundry_sdk.export.exporter import export_model, export_transformers
 from foundry_sdk.export.trained import load_trained
 from foundry_sdk.export.writing import open_writer
 from foundry_sdk.models.generation import generate
+from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
 
 IDS = torch.arange(3, 15)[None]
 
@@ -74,6 +81,22 @@ def test_adapters_are_exported_alone_or_merged(results: Path, tmp_path: Path, na
         torch.testing.assert_close(
             loaded(tmp_path / "merged")(IDS).logits, expected, rtol=1e-4, atol=1e-5
         )
+
+
+def test_adapters_on_embeddings_that_grew_go_merged(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    spec = HFCausalLMSpec(
+        pretrained_model_name_or_path=str(tmp_path / "llama"),
+        peft_config=LORA,
+        resize_embeddings=True,
+    )
+    model = spec.for_vocabulary(VOCABULARY + 3).build(device="cpu")
+    model.init_weights(0)
+    assert isinstance(model, HFCausalLM)
+    with pytest.raises(ExportError, match="--merge"):
+        export_transformers(model, None, tmp_path / "alone")
+    certificate = export_transformers(model, None, tmp_path / "merged", merge=True)
+    assert certificate.parameters == make("llama").num_parameters() + 2 * 3 * 32
 
 
 def test_nothing_to_merge(results: Path, tmp_path: Path) -> None:

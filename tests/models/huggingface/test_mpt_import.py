@@ -88,13 +88,15 @@ def test_it_is_our_mpt_with_the_weights_of_the_files(tmp_path: Path, reference: 
 
 def test_overrides_and_new_weights(tmp_path: Path, reference: Any) -> None:
     del reference
-    overrides = {"max_seq_len": 32, "attn_config": {"attn_uses_sequence_id": True}}
+    asked = {"attn_uses_sequence_id": True, "attn_impl": "flash"}
+    overrides = {"max_seq_len": 32, "attn_config": asked}
     model = spec(tmp_path, pretrained=False, config_overrides=overrides).build(device="cpu")
     model.init_weights(0)
     assert isinstance(model, MPT)
     assert model.spec.max_seq_len == 32
     assert model.spec.attn_config.attn_uses_sequence_id
     assert model.spec.attn_config.alibi
+    assert model.choices()["model.attn_config.attn_impl"] != "flash"  # which has no ALiBi
 
 
 def test_what_is_refused(tmp_path: Path, reference: Any) -> None:
