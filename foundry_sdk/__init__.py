@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from foundry_sdk.data.contract import TokenizerSpec as TokenizerSpec
     from foundry_sdk.data.finetuning.spec import FinetuningDatasetSpec as FinetuningDatasetSpec
     from foundry_sdk.data.finetuning.spec import FinetuningDataSpec as FinetuningDataSpec
+    from foundry_sdk.data.finetuning.spec import WeightedSourceSpec as WeightedSourceSpec
     from foundry_sdk.data.preprocess import preprocessor as preprocessor
     from foundry_sdk.data.streams import StreamSpec as StreamSpec
     from foundry_sdk.data.text import TextDatasetSpec as TextDatasetSpec
@@ -140,6 +141,7 @@ _HOMES: Final = MappingProxyType(
         "foundry_sdk.data.finetuning.spec": (
             "FinetuningDataSpec",
             "FinetuningDatasetSpec",
+            "WeightedSourceSpec",
         ),
         "foundry_sdk.data.preprocess": ("preprocessor",),
         "foundry_sdk.data.streams": ("StreamSpec",),

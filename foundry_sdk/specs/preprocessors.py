@@ -24,15 +24,32 @@ def name_preprocessors(
     filled = dict(values)
     origins: dict[Path, Path] = {}
     for path, loader in _loaders(values):
-        dataset = loader["dataset"]
-        implied = _implied(dataset, catalog)
-        if implied is None:
-            continue
-        key, kind = implied
-        place: Path = (*path, "dataset", "preprocessor")
-        origins[*place, "name"] = origins[place] = (*path, "dataset", key)
-        _replace(filled, path, {**loader, "dataset": {**dataset, "preprocessor": {"name": kind}}})
+        place: Path = (*path, "dataset")
+        dataset = _named(loader["dataset"], place, catalog, origins)
+        parts = dataset.get("datasets")
+        if isinstance(parts, dict):
+            named = {
+                name: _named(part, (*place, "datasets", name), catalog, origins)
+                if isinstance(part, dict)
+                else part
+                for name, part in parts.items()
+            }
+            dataset = {**dataset, "datasets": named}
+        _replace(filled, path, {**loader, "dataset": dataset})
     return filled, origins
+
+
+def _named(
+    dataset: Mapping[str, Any], place: Path, catalog: Catalog, origins: dict[Path, Path]
+) -> dict[str, Any]:
+    """Return one source's fields with its preprocessor, and note what implied it."""
+    implied = _implied(dataset, catalog)
+    if implied is None:
+        return dict(dataset)
+    key, kind = implied
+    origins[*place, "preprocessor", "name"] = (*place, key)
+    origins[*place, "preprocessor"] = (*place, key)
+    return {**dataset, "preprocessor": {"name": kind}}
 
 
 def _implied(dataset: Mapping[str, Any], catalog: Catalog) -> tuple[str, str] | None:

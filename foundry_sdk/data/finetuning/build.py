@@ -14,7 +14,13 @@ from foundry_sdk.data.finetuning.source import (
     Part,
     SourceOptions,
 )
-from foundry_sdk.data.finetuning.spec import FinetuningDatasetSpec, FinetuningDataSpec, check_apart
+from foundry_sdk.data.finetuning.spec import (
+    FinetuningDatasetSpec,
+    FinetuningDataSpec,
+    WeightedSourceSpec,
+    check_apart,
+    function_of,
+)
 from foundry_sdk.data.finetuning.targets import Survey, survey
 from foundry_sdk.data.finetuning.tokenized import SourceRecipe, tokenized
 from foundry_sdk.data.text import check_document_ids
@@ -22,6 +28,8 @@ from foundry_sdk.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from foundry_sdk.data.verified_stream import VerifiedStream
 
 _log = logging.getLogger(__name__)
 
@@ -105,35 +113,37 @@ def _check(dataset: FinetuningDatasetSpec, context: LoaderContext) -> None:
 def _recipes(
     dataset: FinetuningDatasetSpec, context: LoaderContext
 ) -> tuple[list[SourceRecipe], list[Amount]]:
-    if dataset.hf_name is not None:
-        source = TableSource(
-            name=dataset.hf_name,
-            split=dataset.split or "train",
-            options=dataset.hf_kwargs,
-            safe=dataset.safe_load,
-        )
-        name = f"{dataset.hf_name}:{dataset.split}"
-        recipe = SourceRecipe(name=name, source=source, preprocess=dataset.preprocess())
-        return [recipe], [Amount()]
     shards = dataset.shards()
-    specs = shards.all_streams()
-    recipes = [
-        SourceRecipe(
-            name=stream.name,
-            source=ShardSource(stream=stream),
-            pretokenized=dataset.token_encoding_type,
+    streams = {} if shards is None else {s.name: s for s in shards.make_streams(context)}
+    recipes, amounts = [], []
+    for name, source in (dataset.datasets or {}).items():
+        stream = streams.get(name)
+        recipes.append(
+            _table(source, name) if stream is None else _shards(stream, dataset.token_encoding_type)
         )
-        for stream in shards.make_streams(context)
-    ]
-    amounts = [
-        Amount(
-            proportion=specs[recipe.name].proportion,
-            repeat=specs[recipe.name].repeat,
-            choose=specs[recipe.name].choose,
-        )
-        for recipe in recipes
-    ]
+        amounts.append(Amount(proportion=source.weight))
+    if dataset.datasets:
+        return recipes, amounts
+    if shards is None:
+        return [_table(dataset, f"{dataset.hf_name}:{dataset.split}")], [Amount()]
+    for name, spec in shards.all_streams().items():
+        recipes.append(_shards(streams[name], dataset.token_encoding_type))
+        amounts.append(Amount(proportion=spec.proportion, repeat=spec.repeat, choose=spec.choose))
     return recipes, amounts
+
+
+def _table(spec: FinetuningDatasetSpec | WeightedSourceSpec, name: str) -> SourceRecipe:
+    source = TableSource(
+        name=spec.hf_name or "",
+        split=spec.split or "",
+        options=spec.hf_kwargs,
+        safe=spec.safe_load,
+    )
+    return SourceRecipe(name=name, source=source, preprocess=function_of(spec))
+
+
+def _shards(stream: "VerifiedStream", encoding: str) -> SourceRecipe:
+    return SourceRecipe(name=stream.name, source=ShardSource(stream=stream), pretokenized=encoding)
 
 
 def _collator(dataset: FinetuningDatasetSpec, context: LoaderContext) -> FinetuningCollator:

@@ -29,10 +29,35 @@ def _ratio(_: object, attribute: "attrs.Attribute[Any]", value: float | str | No
 
 
 @attrs.frozen(kw_only=True)
+class WeightedSourceSpec:
+    """One source of a mixture: ``datasets: {name: ...}``.
+
+    Attributes:
+        weight: share of an epoch, relative to the other sources' numbers.
+        hf_name, split, safe_load, hf_kwargs, preprocessing_fn, preprocessor, remote, local: as
+            in the dataset, of this source.
+    """
+
+    weight: float = attrs.field(validator=validators.gt(0))
+    hf_name: str | None = None
+    split: str | None = None
+    safe_load: bool = False
+    hf_kwargs: Mapping[str, Any] = attrs.field(factory=dict)
+    preprocessing_fn: str | Mapping[str, str] | None = None
+    preprocessor: PreprocessorSpec | None = None
+    remote: str | None = None
+    local: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse no source, several, and options of another one."""
+        _check_source(self)
+
+
+@attrs.frozen(kw_only=True)
 class FinetuningDatasetSpec:
     """``dataset:`` of a finetuning loader.
 
-    Examples are from one of: ``hf_name``, ``remote`` and ``local``, ``streams``.
+    Examples are from one of: ``hf_name``, ``remote`` and ``local``, ``streams``, ``datasets``.
 
     Attributes:
         hf_name: dataset of the hub, a folder, or a format of local files: json (JSON Lines too),
@@ -44,6 +69,7 @@ class FinetuningDatasetSpec:
             ``import.path:function``, or ``{prompt: COLUMN, response: COLUMN}``. None = the
             preprocessor of that ``hf_name`` if there is one, else rows are examples already.
         preprocessor: the same as a component; found by name from the two above.
+        datasets: several sources of any kind by name, each with its weight.
         streams: several folders of MDS shards by name, each with its share.
         remote, local: of a single folder of MDS shards; its columns are prompt and response,
             messages, turns, or input_ids and labels.
@@ -90,6 +116,7 @@ class FinetuningDatasetSpec:
     hf_kwargs: Mapping[str, Any] = attrs.field(factory=dict)
     preprocessing_fn: str | Mapping[str, str] | None = None
     preprocessor: PreprocessorSpec | None = None
+    datasets: Mapping[str, WeightedSourceSpec] | None = None
     streams: Mapping[str, StreamSpec] | None = None
     remote: str | None = None
     local: str | None = None
@@ -142,7 +169,10 @@ class FinetuningDatasetSpec:
     def __attrs_post_init__(self) -> None:
         """Refuse no source, several, and options of another one."""
         Targets(prompts=self.target_prompts, responses=self.target_responses)
-        _check_source(self)
+        if self.datasets:
+            _check_mixture(self)
+        else:
+            _check_source(self)
         if self.max_leftover_bins_to_keep is not None and self.packing_ratio is None:
             raise ValueError("max_leftover_bins_to_keep is for packing; give packing_ratio too")
         if self.pad_to_longest and self.allow_pad_trimming:
@@ -150,18 +180,26 @@ class FinetuningDatasetSpec:
         if self.decoder_only_format is False:
             check_apart(self)
 
-    def shards(self) -> ShardsSpec:
-        """Return the part that is about shards."""
+    def shards(self) -> ShardsSpec | None:
+        """Return the part that is about shards; None where there are none."""
+        streams = dict(self.streams or {})
+        if self.remote is not None or self.local is not None:
+            streams["data"] = StreamSpec(remote=self.remote, local=self.local, split=self.split)
+        for name, source in (self.datasets or {}).items():
+            if source.hf_name is None:
+                streams[name] = StreamSpec(
+                    remote=source.remote, local=source.local, split=source.split
+                )
+        if not streams:
+            return None
         return ShardsSpec(
-            streams=self.streams,
-            remote=self.remote,
-            local=self.local,
+            streams=streams,
             split=self.split,
             download_retry=self.download_retry,
             download_timeout=self.download_timeout,
             validate_hash=self.validate_hash,
             keep_zip=self.keep_zip,
-            epoch_size=self.epoch_size,
+            epoch_size=self.epoch_size if self.streams else None,
         )
 
     def root(self) -> Path:
@@ -170,22 +208,6 @@ class FinetuningDatasetSpec:
             return Path(self.cache_dir).expanduser()
         cache = os.environ.get("FOUNDRY_CACHE") or "~/.cache/foundry-sdk"
         return Path(cache).expanduser() / "finetuning"
-
-    def preprocess(self) -> "Preprocess | None":
-        """Return the function that makes an example of a row; None = rows are examples.
-
-        Raises:
-            DataError: ``preprocessing_fn`` names no function.
-        """
-        from foundry_sdk.data.preprocess import ColumnNames, import_function
-
-        if self.preprocessor is not None:
-            return self.preprocessor.build()
-        if isinstance(self.preprocessing_fn, str):
-            return import_function(self.preprocessing_fn)
-        if self.preprocessing_fn is not None:
-            return ColumnNames(**self.preprocessing_fn)
-        return None
 
 
 @attrs.frozen(kw_only=True)
@@ -231,6 +253,23 @@ class FinetuningDataSpec(DataSpec):
         return build_source(self, context)
 
 
+def function_of(spec: FinetuningDatasetSpec | WeightedSourceSpec) -> "Preprocess | None":
+    """Return the function that makes an example of a row; None = rows are examples.
+
+    Raises:
+        DataError: ``preprocessing_fn`` names no function.
+    """
+    from foundry_sdk.data.preprocess import ColumnNames, import_function
+
+    if spec.preprocessor is not None:
+        return spec.preprocessor.build()
+    if isinstance(spec.preprocessing_fn, str):
+        return import_function(spec.preprocessing_fn)
+    if spec.preprocessing_fn is not None:
+        return ColumnNames(**spec.preprocessing_fn)
+    return None
+
+
 def check_apart(spec: FinetuningDatasetSpec) -> None:
     """Refuse options that an encoder-decoder cannot have.
 
@@ -246,8 +285,16 @@ def check_apart(spec: FinetuningDatasetSpec) -> None:
         raise ValueError("packing_ratio is for decoders; leave it out")
 
 
-def _check_source(spec: FinetuningDatasetSpec) -> None:
-    sharded = spec.remote is not None or spec.local is not None or bool(spec.streams)
+def _check_mixture(spec: FinetuningDatasetSpec) -> None:
+    names = ("hf_name", "split", "streams", "remote", "local", "preprocessing_fn", "preprocessor")
+    given = [name for name in (*names, "hf_kwargs", "safe_load") if getattr(spec, name)]
+    if given:
+        raise ValueError(f"{', '.join(given)}: with datasets, say it in each of them")
+
+
+def _check_source(spec: FinetuningDatasetSpec | WeightedSourceSpec) -> None:
+    streams = getattr(spec, "streams", None)
+    sharded = spec.remote is not None or spec.local is not None or bool(streams)
     if spec.hf_name is None and not sharded:
         raise ValueError("the dataset needs hf_name, streams, or one of remote and local")
     if spec.hf_name is not None and sharded:
@@ -265,7 +312,10 @@ def _check_source(spec: FinetuningDatasetSpec) -> None:
                 f"{', '.join(wrong)}: for hf_name only; shards hold examples that went through "
                 "their preprocessor when they were written"
             )
-        spec.shards()
+        if streams and (spec.remote is not None or spec.local is not None):
+            raise ValueError("the dataset needs either streams: or one of remote: and local:")
+        if isinstance(spec, FinetuningDatasetSpec):
+            spec.shards()
         return
     if spec.split is None:
         raise ValueError("split is required with hf_name, such as 'train'")
@@ -277,7 +327,7 @@ def _check_source(spec: FinetuningDatasetSpec) -> None:
     _check_preprocessing(spec)
 
 
-def _check_preprocessing(spec: FinetuningDatasetSpec) -> None:
+def _check_preprocessing(spec: FinetuningDatasetSpec | WeightedSourceSpec) -> None:
     chosen = spec.preprocessing_fn
     if isinstance(chosen, Mapping):
         if set(chosen) != {"prompt", "response"}:

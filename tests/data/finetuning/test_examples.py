@@ -280,8 +280,13 @@ def test_a_file_names_preprocessors_by_kind_or_by_the_dataset(tmp_path):
     assert none.train_loader.dataset.preprocessor is None
     path = read(tmp_path, "{hf_name: tatsu-lab/alpaca, split: train, preprocessing_fn: 'a.b:c'}")
     assert path.train_loader.dataset.preprocessor is None
+    inner = "{hf_name: json, split: train, preprocessing_fn: multiple_choice, weight: 2}"
+    mixed = read(tmp_path, f"{{datasets: {{a: {inner}, b: {{local: x, weight: 1}}}}}}")
+    parts = mixed.train_loader.dataset.datasets
+    assert parts["a"].preprocessor == preprocessors.multiple_choice()
+    assert (parts["a"].weight, parts["b"].preprocessor) == (2, None)
     catalog = PluginHost.load([]).catalog()
-    for spec in (chosen, implied, none, path):
+    for spec in (chosen, implied, none, path, mixed):
         assert run_spec(from_values(unstructure(spec)), FinetuneSpec, catalog)[0] == spec
     with pytest.raises(SpecError, match=r"preprocessing_fn: no preprocessor is named 'multiple_ch"):
         read(tmp_path, "{hf_name: json, split: train, preprocessing_fn: multiple_choices}")

@@ -241,3 +241,41 @@ def test_batches_can_be_split_and_keep_every_field(source, prompts):
         whole = getattr(batch, field.name)
         if whole is not None:
             assert torch.equal(torch.cat([getattr(p, field.name) for p in parts]), whole)
+
+
+def test_sources_of_any_kind_are_mixed_by_weight_without_tokenizing_again(
+    source, prompts, shards, jsonl, caplog
+):
+    from foundry_sdk.data.finetuning.spec import WeightedSourceSpec
+
+    caplog.set_level("INFO")
+    rows = prompts(60)
+    folder = shards(rows[20:], {"prompt": "str", "response": "str"})
+    strange = [{"q": row["prompt"], "a": row["response"]} for row in rows[:20]]
+    table = {
+        "hf_name": "json", "split": "train", "hf_kwargs": {"data_files": str(jsonl(strange))},
+        "preprocessing_fn": {"prompt": "q", "response": "a"},
+    }  # fmt: skip
+
+    def mixed(first, second, **more):
+        built = source(
+            datasets={
+                "table": WeightedSourceSpec(weight=first, **table),
+                "shards": WeightedSourceSpec(weight=second, local=str(folder)),
+            },
+            batch=5,
+            **more,
+        )
+        ids = [s for s, *_ in rows_of(built)]
+        return sum(0 <= i < 20 for i in ids), sum(i >= 20 for i in ids)
+
+    assert mixed(1, 2) == (20, 40)
+    assert caplog.text.count(": tokenized ") == 2
+    assert mixed(3, 1, epoch_size=40, shuffle=True) == (30, 10)
+    assert caplog.text.count(": tokenized ") == 2
+    same(list(source(datasets={
+        "a": WeightedSourceSpec(weight=1, **table),
+        "b": WeightedSourceSpec(weight=2, local=str(folder)),
+    })), list(source(rows)))  # fmt: skip
+    with pytest.raises(ValueError, match="split: with datasets, say it in each of them"):
+        mixed(1, 1, split="train")
