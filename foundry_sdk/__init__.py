@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from foundry_sdk.losses.specs import CrossEntropySpec as CrossEntropySpec
     from foundry_sdk.losses.specs import FusedCrossEntropySpec as FusedCrossEntropySpec
     from foundry_sdk.models.contract import ModelSpec as ModelSpec
+    from foundry_sdk.models.huggingface.spec import HFCausalLMSpec as HFCausalLMSpec
+    from foundry_sdk.models.huggingface.spec import HFSeq2SeqSpec as HFSeq2SeqSpec
     from foundry_sdk.models.language_model import LanguageModel as LanguageModel
     from foundry_sdk.models.mpt.options import AttentionSpec as AttentionSpec
     from foundry_sdk.models.mpt.options import FFNSpec as FFNSpec
@@ -194,6 +196,7 @@ _HOMES: Final = MappingProxyType(
             "RopeDailSpec",
             "RopeHFSpec",
         ),
+        "foundry_sdk.models.huggingface.spec": ("HFCausalLMSpec", "HFSeq2SeqSpec"),
         "foundry_sdk.models.mpt.spec": ("MPTSpec",),
         "foundry_sdk.optim.contract": (
             "OptimizerSpec",
