@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 
 from foundry_sdk.component import ComponentSpec
+from foundry_sdk.data.contract import PreprocessorSpec
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs import legacy
@@ -32,6 +33,7 @@ def write_all(folder: Path) -> None:
         "specs.md": specs_page(catalog),
         "cli.md": cli_page(),
         "legacy.inc": legacy_tables(),
+        "preprocessors.inc": preprocessor_table(catalog),
         "results.inc": results_table(RESULTS),
     }
     for left_over in set(folder.iterdir()) - {folder / name for name in pages}:
@@ -53,7 +55,9 @@ def specs_page(catalog: Catalog) -> str:
         "Written from the code. YAML keys are the field names; a component is a mapping with its "
         "kind as `name` and its fields beside it. `callbacks` and `loggers` are mappings from "
         "kind to fields. A field without a default is required.\n",
-        "## A pretraining run\n",
+        "## A run\n",
+        "`PretrainSpec` and `FinetuneSpec` have the same fields; a run is a finetuning one where "
+        "its `train_loader` is `finetuning`.\n",
         _class_body(PretrainSpec, seen),
     ]
     for family in catalog.families():
@@ -165,6 +169,16 @@ def _default(field: "attrs.Attribute[Any]") -> str:
         if attrs.has(type(value)) and len(str(value)) > 20:
             return "its own defaults"
     return "null" if value is None else f"`{value}`"
+
+
+def preprocessor_table(catalog: Catalog) -> str:
+    """Return the built-in preprocessors with what each takes: first lines of their docstrings."""
+    rows = []
+    for (family, kind), entry in sorted(catalog.entries.items()):
+        if family == PreprocessorSpec.family:
+            summary = inspect.cleandoc(entry.component.__doc__ or "").splitlines()[0]
+            rows.append(f"| `{kind}` | {_markdown(summary)} |")
+    return "| Name | Takes |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
 # --- LLM Foundry's keys ---
