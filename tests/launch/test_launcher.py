@@ -119,12 +119,23 @@ def test_the_earliest_that_said_why_is_the_cause():
     result = run(
         """
 import os, sys, time
+from pathlib import Path
 from foundry_sdk.errors import RunError
-from foundry_sdk.launch.cause import write_cause
+from foundry_sdk.launch.cause import VARIABLE, write_cause
 rank = int(os.environ["RANK"])
-time.sleep(0.3 * (rank == 0))
+told = [Path(os.environ[VARIABLE]).parent / f"told-{each}" for each in (0, 1)]
+
+def wait_for(path):
+    while not path.exists():
+        time.sleep(0.01)
+
+if rank == 0:
+    wait_for(told[1])
 write_cause(RunError(f"broken on {rank}"), os.environ)
-time.sleep(0.3 - 0.3 * (rank == 0))
+told[rank].touch()
+if rank == 1:  # it has said why first, and ends last
+    wait_for(told[0])
+    time.sleep(0.2)
 sys.exit(3)
 """
     )
