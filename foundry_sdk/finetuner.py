@@ -2,78 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from foundry_sdk.pretrainer import Pretrainer
 from foundry_sdk.specs.run import FinetuneSpec
-
-if TYPE_CHECKING:
-    from foundry_sdk.plugin.catalog import Catalog
-    from foundry_sdk.training.plan import RunPlan
-    from foundry_sdk.training.run import RunResult
+from foundry_sdk.trainer import Trainer
 
 
-class Finetuner:
+class Finetuner(Trainer[FinetuneSpec]):
     """Trains a language model on prompts and responses, or on chats.
-
-    Attributes:
-        spec: what is trained.
-        notices: one line per key of the file that is accepted and has no effect here.
 
     Example:
         >>> Finetuner.from_yaml("finetune.yaml", ["max_duration=2ep"]).fit()
     """
 
-    def __init__(self, spec: FinetuneSpec) -> None:
-        """Take a spec that was made in Python.
-
-        Args:
-            spec: checked in itself when it was made.
-        """
-        self.spec = spec
-        self.notices: tuple[str, ...] = ()
-
-    @classmethod
-    def from_yaml(
-        cls,
-        path: str | Path,
-        overrides: Sequence[str] = (),
-        *,
-        catalog: "Catalog | None" = None,
-    ) -> "Finetuner":
-        """Read a YAML file with LLM Foundry's key names.
-
-        Args:
-            path: of the file.
-            overrides: changes such as ``optimizer.lr=3e-4``.
-            catalog: what the file may name; by default the built-ins and installed plugins.
-
-        Raises:
-            SpecError: with every mistake of the file.
-        """
-        from foundry_sdk.specs.structure import read
-
-        spec, notices = read(path, FinetuneSpec, overrides, catalog=catalog)
-        made = cls(spec)
-        made.notices = notices
-        return made
-
-    def plan(self, world_size: int = 1) -> "RunPlan":
-        """Return the run's arithmetic on ``world_size`` ranks: no GPU, no data, no download."""
-        from foundry_sdk.training.plan import plan_run
-
-        return plan_run(self.spec, world_size=world_size)
-
-    def fit(self) -> "RunResult":
-        """Train; every rank calls this and gets the same result.
-
-        Raises:
-            SpecError, DataError: before any work, where spec or data are wrong.
-            RunError: the run could not go on; its folder says how far it came.
-        """
-        from foundry_sdk.training.run import train
-
-        return train(self.spec)
+    spec_class = FinetuneSpec
 
 
 def trainer_from_yaml(path: str | Path, overrides: Sequence[str] = ()) -> Pretrainer | Finetuner:

@@ -3,14 +3,12 @@
 import hashlib
 import json
 import os
-import socket
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
+from foundry_sdk import hub
 from foundry_sdk.data.contract import TokenizerSpec
 from foundry_sdk.errors import DataError
 
@@ -56,7 +54,7 @@ def load_tokenizer(spec: TokenizerSpec) -> "PreTrainedTokenizerBase":
         )
     options: dict[str, Any] = {"model_max_length": UNLIMITED_LENGTH, **spec.kwargs}
     options["trust_remote_code"] = False
-    options["local_files_only"] = is_folder or not _hub_can_be_reached()
+    options["local_files_only"] = is_folder or not hub.can_be_reached()
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(folder) if is_folder else spec.name, **options
@@ -131,22 +129,6 @@ def _merges(merges: Any) -> Iterator[list[str]]:  # noqa: ANN401
 def _looks_like_path(name: str) -> bool:
     """Tell a folder that is missing from a hub name, which is ``name`` or ``owner/name``."""
     return name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or name.endswith("/")
-
-
-def _hub_can_be_reached() -> bool:
-    """Tell at once whether the hub's host has an address: its client would retry for a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    host = urlsplit(constants.ENDPOINT).hostname
-    if getproxies() or host is None:
-        return True
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
 
 
 def _loading_failed(name: str, *, is_folder: bool, error: BaseException) -> str:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "foundry_sdk"
 
 LAYERS = {
-    1: {"errors", "units", "batch", "faultpoints", "lock"},
+    1: {"errors", "units", "batch", "faultpoints", "lock", "hub"},
     2: {"component", "events", "intervals"},
     3: {
         *("hookspecs", "models", "data", "losses", "optim", "callbacks", "loggers", "checkpoint"),
@@ -19,13 +19,13 @@ LAYERS = {
     5: {"plugin"},
     6: {"specs"},
     7: {"training", "runs", "export", "launch", "testing", "scaffold"},
-    8: {"pretrainer", "finetuner", "quickstart"},
+    8: {"trainer", "pretrainer", "finetuner", "quickstart"},
     9: {"cli", "__main__"},
 }
 LAYER = {unit: layer for layer, units in LAYERS.items() for unit in units}
 LIGHT = {
     *("errors", "units", "component", "events", "intervals", "hookspecs", "builtin", "plugin"),
-    *("specs", "pretrainer", "finetuner", "cli", "__init__", "__main__"),
+    *("specs", "trainer", "pretrainer", "finetuner", "cli", "__init__", "__main__"),
 }
 """Units that may not load a heavy library when they are imported."""
 SPEC_FILES = {"contract.py", "spec.py", "specs.py"}
@@ -152,7 +152,7 @@ def test_the_faces_import_the_training_inside_their_methods() -> None:
         str(found)
         for found in IMPORTS
         if found.at_import
-        and found.file in {"pretrainer.py", "finetuner.py"}
+        and found.file in {"trainer.py", "pretrainer.py", "finetuner.py"}
         and LAYER.get(unit_imported(found.name) or "", 0) == 7
     ]
     assert wrong == []

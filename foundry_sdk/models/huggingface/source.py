@@ -1,17 +1,15 @@
 """Where a model's config and weights come from: a folder, or a snapshot of the hub."""
 
 import difflib
-import socket
 import textwrap
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import attrs
 
+from foundry_sdk import hub
 from foundry_sdk.errors import SpecError
 from foundry_sdk.models.huggingface.spec import HFModelSpec
 
@@ -86,7 +84,7 @@ def _downloaded(spec: HFModelSpec) -> Path:
             name,
             revision=spec.revision,
             allow_patterns=_FILES + (_WEIGHTS if spec.pretrained else []),
-            local_files_only=not _hub_can_be_reached(),
+            local_files_only=not hub.can_be_reached(),
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise SpecError(
@@ -134,22 +132,6 @@ def nearest(key: str, known: set[str]) -> str:
     """Return a hint at what ``key`` may have meant."""
     near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
-
-
-def _hub_can_be_reached() -> bool:
-    """Tell at once whether the hub's host has an address: its client would retry for a minute."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    host = urlsplit(constants.ENDPOINT).hostname
-    if getproxies() or host is None:
-        return True
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
 
 
 def _first_line(error: BaseException) -> str:

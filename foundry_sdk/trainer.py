@@ -1,0 +1,77 @@
+"""What ``Pretrainer`` and ``Finetuner`` have in common: a spec, its plan, a run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
+
+from foundry_sdk.specs.run import RunSpec
+
+if TYPE_CHECKING:
+    from foundry_sdk.plugin.catalog import Catalog
+    from foundry_sdk.training.plan import RunPlan
+    from foundry_sdk.training.run import RunResult
+
+S = TypeVar("S", bound=RunSpec)
+
+
+class Trainer(Generic[S]):
+    """Trains what its spec says.
+
+    Attributes:
+        spec_class: what YAML is read as.
+        spec: what is trained.
+        notices: one line per key of the file that is accepted and has no effect here.
+    """
+
+    spec_class: ClassVar[type[Any]]
+
+    def __init__(self, spec: S) -> None:
+        """Take a spec that was made in Python.
+
+        Args:
+            spec: checked in itself when it was made.
+        """
+        self.spec = spec
+        self.notices: tuple[str, ...] = ()
+
+    @classmethod
+    def from_yaml(
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        catalog: "Catalog | None" = None,
+    ) -> Self:
+        """Read a YAML file with LLM Foundry's key names.
+
+        Args:
+            path: of the file.
+            overrides: changes such as ``optimizer.lr=3e-4``.
+            catalog: what the file may name; by default the built-ins and installed plugins.
+
+        Raises:
+            SpecError: with every mistake of the file.
+        """
+        from foundry_sdk.specs.structure import read
+
+        spec, notices = read(path, cls.spec_class, overrides, catalog=catalog)
+        made = cls(spec)
+        made.notices = notices
+        return made
+
+    def plan(self, world_size: int = 1) -> "RunPlan":
+        """Return the run's arithmetic on ``world_size`` ranks: no GPU, no data, no download."""
+        from foundry_sdk.training.plan import plan_run
+
+        return plan_run(self.spec, world_size=world_size)
+
+    def fit(self) -> "RunResult":
+        """Train; every rank calls this and gets the same result.
+
+        Raises:
+            SpecError, DataError: before any work, where spec or data are wrong.
+            RunError: the run could not go on; its folder says how far it came.
+        """
+        from foundry_sdk.training.run import train
+
+        return train(self.spec)
