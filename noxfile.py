@@ -106,7 +106,8 @@ def minimums(session):
 @nox.session
 def slow(session):
     """Tests that take minutes."""
-    arguments = session.posargs or ("-m", "slow and not gpu", "--durations", "10")
+    parallel = ("-n", "2", "--dist", "loadfile", "--durations", "10")
+    arguments = session.posargs or ("-m", "slow and not gpu", *parallel)
     run(session, environment(session, NEWEST), "pytest", *arguments)
 
 

@@ -238,6 +238,7 @@ def test_options_of_a_launcher_are_refused_inside_another_one(spec):
     assert "--stdout: is for the output of other ranks" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_all_workers_is_printed_once_with_a_rank(spec, tmp_path):
     done = foundry("train", spec(), "--nproc", 2, f"train_loader.dataset.local={tmp_path}/nowhere")
     assert done.returncode == 2

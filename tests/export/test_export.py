@@ -213,6 +213,7 @@ def exported(tmp_path: Path) -> tuple[MPT, Path, dict[str, list[int]]]:
     return model, tmp_path, tensors
 
 
+@pytest.mark.slow
 def test_another_value_an_extra_tensor_and_a_missing_one_do_not_pass(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -170,6 +170,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     assert read(own) == read(reference)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_in_one_process(reference: dict[str, Any], tmp_path: Path) -> None:
     own = reference | {"root": str(tmp_path), "name": "own", "autoresume": True, "microbatch": 2}
     run(own | {"kill": [7, "stop"], "fsdp": {"sharding_strategy": "FULL_SHARD"}}, 2)
@@ -180,6 +181,7 @@ def test_a_sharded_run_goes_on_in_one_process(reference: dict[str, Any], tmp_pat
             assert found[step][key] == pytest.approx(value, rel=2e-6), (step, key)
 
 
+@pytest.mark.slow
 def test_not_a_number_on_one_rank_ends_the_run_before_the_update(
     reference: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -200,6 +202,7 @@ def test_not_a_number_on_one_rank_ends_the_run_before_the_update(
             assert found[step][key] == pytest.approx(value, rel=2e-6), (step, key)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("factor", "option"),
     [
