@@ -242,6 +242,7 @@ def test_named_splits_of_c4(
     assert all("0123456789" in line for line in Hub.asked if "/resolve/" in line)
 
 
+@pytest.mark.slow
 def test_tokens_of_any_dataset_killed_and_resumed(
     *,
     hub: dict[str, str],

@@ -61,7 +61,7 @@ def source(request: pytest.FixtureRequest, lines: Path, texts: list[str], tmp_pa
 @pytest.mark.parametrize(
     ("kind", "source"),
     [
-        ("json", "json"),
+        pytest.param("json", "json", marks=pytest.mark.slow),
         pytest.param("no_wrap", "json", marks=pytest.mark.slow),
         pytest.param("text", "text", marks=pytest.mark.slow),
     ],
@@ -104,6 +104,7 @@ def test_every_moment_of_writing_survives_a_kill(
     assert nth > 20
 
 
+@pytest.mark.slow
 def test_killed_at_random_times_it_goes_on_to_the_same_bytes(
     *, lines: Path, tmp_path: Path, tokenizer_folder: str, digests: Any
 ) -> None:

@@ -17,6 +17,13 @@ from families import RUNS, saved
 WORKER = Path(__file__).with_name("hf_worker.py")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Count what looks at all those runs among the slow tests."""
+    for item in items:
+        if "results" in getattr(item, "fixturenames", ()) and item.path.parent == WORKER.parent:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="package")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     from tokenizers import Tokenizer, models, pre_tokenizers

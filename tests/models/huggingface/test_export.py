@@ -61,7 +61,6 @@ def test_half_the_bytes_in_bf16(results: Path, tmp_path: Path) -> None:
     assert config.get("dtype", config.get("torch_dtype")) == "bfloat16"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora-2", "lora-all-1"])
 def test_adapters_are_exported_alone_or_merged(results: Path, tmp_path: Path, name: str) -> None:
     from peft import PeftModel
@@ -107,7 +106,6 @@ def test_nothing_to_merge(results: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5-2", "t5-new-1"])
 def test_an_encoder_decoder_is_exported(results: Path, tmp_path: Path, name: str) -> None:
     from transformers import AutoModelForSeq2SeqLM
@@ -126,7 +124,6 @@ def test_an_encoder_decoder_is_exported(results: Path, tmp_path: Path, name: str
     assert written.split() == expected.split()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tied-2", "lora-1", "t5-1"])
 def test_runs_and_exports_write_the_same_text(results: Path, tmp_path: Path, name: str) -> None:
     export_model(results / name, tmp_path / "out")
@@ -138,7 +135,6 @@ def test_runs_and_exports_write_the_same_text(results: Path, tmp_path: Path, nam
     assert len(texts[0].split()) >= 3
 
 
-@pytest.mark.slow
 def test_the_command_merges(results: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     done = CliRunner().invoke(app, ["export", str(results / "lora-1"), out, "--merge"])

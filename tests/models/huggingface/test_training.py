@@ -22,7 +22,6 @@ def losses(run: Path) -> list[float]:
     return [line["loss/train/total"] for line in lines if "loss/train/total" in line]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_two_sharded_ranks_train_as_one_process(results: Path, name: str) -> None:
     alone, sharded = (losses(results / f"{name}-{ranks}") for ranks in (1, 2))
