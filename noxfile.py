@@ -103,7 +103,7 @@ def minimums(session):
     run(session, environment(session, OLDEST), "pytest", *(session.posargs or FAST))
 
 
-@nox.session
+@nox.session(default=False)
 def slow(session):
     """Tests that take minutes."""
     parallel = ("-n", "2", "--dist", "loadfile", "--durations", "10")
