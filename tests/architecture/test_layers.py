@@ -11,10 +11,8 @@ PACKAGE = Path(__file__).parents[2] / "foundry_sdk"
 
 LAYERS = {
     1: {"errors", "units", "batch", "faultpoints", "lock", "hub"},
-    2: {"component", "events", "intervals"},
-    3: {
-        *("hookspecs", "models", "data", "losses", "optim", "callbacks", "loggers", "checkpoint"),
-    },
+    2: {"component", "events", "intervals", "checkpoint"},
+    3: {"hookspecs", "models", "data", "losses", "optim", "callbacks", "loggers"},
     4: {"builtin"},
     5: {"plugin"},
     6: {"specs"},

@@ -14,7 +14,14 @@ from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
 from foundry_sdk.models.huggingface.weights import WeightFiles, load_weights
 from foundry_sdk.models.mpt.kernels import unsupported
 from foundry_sdk.models.mpt.model import MPT
-from foundry_sdk.models.mpt.options import AttentionSpec, FFNSpec, InitSpec
+from foundry_sdk.models.mpt.options import (
+    AttentionSpec,
+    AttentionTemperatureSpec,
+    FFNSpec,
+    InitSpec,
+    RopeDailSpec,
+    RopeHFSpec,
+)
 from foundry_sdk.models.mpt.spec import MPTSpec
 
 _RENAMED: Final = {"layer_norm_epsilon": "norm_eps"}
@@ -22,9 +29,19 @@ _ABOUT_FILES: Final = {
     *("architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "init_device"),
     *("initializer_range", "model_type", "name", "pad_token_id", "tokenizer_name", "torch_dtype"),
     *("transformers_version", "use_cache", "verbose", "_name_or_path"),
+    *("pretrained_model_name_or_path", "pretrained", "revision"),
 }
 """Keys of a config that say nothing about what the model computes."""
-_NESTED: Final = {"attn_config": AttentionSpec, "ffn_config": FFNSpec, "init_config": InitSpec}
+_NESTED: Final = {
+    "attn_config": AttentionSpec,
+    "attn_temperature_tuning": AttentionTemperatureSpec,
+    "ffn_config": FFNSpec,
+    "init_config": InitSpec,
+    "rope_dail_config": RopeDailSpec,
+    "rope_hf_config": RopeHFSpec,
+}
+_CUSTOM: Final = "foundry_mpt"
+"""``model_type`` of exports with code of their own."""
 _HEAD: Final = "lm_head.weight"
 _EMBEDDINGS: Final = "transformer.wte.weight"
 
@@ -89,21 +106,59 @@ def mpt_spec(source: Source) -> MPTSpec | None:
         SpecError: the config, or an override, has what no ``mpt_causal_lm`` has.
     """
     file = source.folder / "config.json"
-    if not file.is_file():
+    if not file.is_file() or _json(file).get("model_type") not in {"mpt", _CUSTOM}:
         return None
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("model_type") != "mpt":
-        return None
-    given = source.spec.config_overrides
+    config, given = read_config(source.folder), source.spec.config_overrides
     whole = {**config, **_merged(config, given)}
+    spec = spec_from_values(whole, source.folder, "model.config_overrides")
+    chosen = given.get("attn_config", {})
+    wanted = chosen.get("attn_impl") if isinstance(chosen, Mapping) else None
+    return fastest_kernel(spec, wanted=wanted)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what the ``config.json`` of an MPT says of the model.
+
+    Raises:
+        SpecError: there is none, or it is of another model.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise SpecError(f"model.pretrained_model_name_or_path: {folder} has no config.json")
+    config = _json(file)
+    kind = config.get("model_type")
+    if kind == _CUSTOM:
+        described: dict[str, Any] = config["mpt"]
+        return described
+    if kind != "mpt":
+        raise SpecError(
+            f"model.pretrained_model_name_or_path: the model in {folder} is no MPT, its "
+            f"model_type is {kind!r}; use name: hf_causal_lm"
+        )
+    return config
+
+
+def spec_from_values(values: Mapping[str, Any], folder: Path, path: str) -> MPTSpec:
+    """Return the spec that equals an MPT's config.
+
+    Args:
+        values: of the config, under the names of LLM Foundry or of transformers.
+        folder: where it was read.
+        path: what an error calls the values.
+
+    Raises:
+        SpecError: no ``mpt_causal_lm`` has one of the values.
+    """
     try:
-        spec = MPTSpec(**_fields(whole, MPTSpec, "model.config_overrides"))
+        return MPTSpec(**_fields(values, MPTSpec, path))
     except SpecError:
         raise
     except (TypeError, ValueError) as error:
-        raise SpecError(f"model: the MPT in {source.folder}: {error}") from error
-    chosen = given.get("attn_config", {})
-    wanted = chosen.get("attn_impl") if isinstance(chosen, Mapping) else None
+        raise SpecError(f"model: the MPT in {folder}: {error}") from error
+
+
+def fastest_kernel(spec: MPTSpec, *, wanted: str | None) -> MPTSpec:
+    """Return ``spec`` with the wanted attention, or else the fastest that computes it here."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     reasons = unsupported(spec.attn_config, device)
     if wanted is not None and wanted not in reasons:
@@ -111,6 +166,21 @@ def mpt_spec(source: Source) -> MPTSpec | None:
     # files for LLM Foundry ask for flash also where only another kernel here has ALiBi
     fastest = next(name for name in ("flash", "flex", "torch") if name not in reasons)
     return attrs.evolve(spec, attn_config=attrs.evolve(spec.attn_config, attn_impl=fastest))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """Return a JSON file's mapping.
+
+    Raises:
+        SpecError: it is none.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SpecError(f"model: {file} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SpecError(f"model: {file}: expected a mapping, got {type(found).__name__}")
+    return found
 
 
 def _merged(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,16 +197,20 @@ def _fields(values: Mapping[str, Any], cls: type, path: str) -> dict[str, Any]:
     Raises:
         SpecError: a key that it does not have, and that changes what the model computes.
     """
+    from transformers import PretrainedConfig
+
     known = {field.alias or field.name for field in attrs.fields(cls)}
+    # what every config of transformers has says nothing of an MPT, which has names of its own
+    silent = _ABOUT_FILES | (set(PretrainedConfig().to_dict()) - known)
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = _RENAMED.get(key, key)
         if name in _NESTED and isinstance(value, Mapping):
             nested = _NESTED[name]
             found[name] = nested(**_fields(value, nested, f"{path}.{name}"))
-        elif name in known and name not in _ABOUT_FILES:
-            found[name] = value
-        elif value is not None and value is not False and name not in _ABOUT_FILES:
+        elif name in known and name not in silent:
+            found[name] = tuple(value) if isinstance(value, list) else value
+        elif value is not None and value is not False and name not in silent:
             raise SpecError(f"{path}.{key}: no mpt_causal_lm has it; {nearest(key, known)}")
     if cls is InitSpec and found.get("name") != "baseline_":
         found.pop("init_std", None)  # files of the hub name it for every scheme

@@ -31,6 +31,13 @@ class MPTSpec(ModelSpec):
     1/sqrt(head_dim).
 
     Attributes:
+        pretrained_model_name_or_path: begin from the MPT of a run or of one of its checkpoints, of
+            an exported folder, or of the hub (mosaicml/mpt-7b). Its config is in the folder: what
+            is left at its default here is as it is there, and what is not must agree. Dropout,
+            ``init_config``, ``embedding_fraction``, ``attn_impl``, ``attn_uses_sequence_id`` and
+            which blocks are recomputed are said here, as no weight depends on them.
+        pretrained: take the weights; else only the config, and new initial values.
+        revision: commit, branch or tag of the hub.
         head_dim: None = ``d_model // n_heads``.
         logit_scale: factor on the logits, or ``inv_sqrt_d_model``.
         no_bias: no bias in any linear layer or norm.
@@ -85,8 +92,16 @@ class MPTSpec(ModelSpec):
     )
     final_logit_softcapping: float | None = attrs.field(default=None, validator=positive_or_none)
     activation_checkpointing_target: Any = None
+    pretrained_model_name_or_path: str | None = None
+    pretrained: bool = True
+    revision: str | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.pretrained_model_name_or_path is not None:
+            return  # most of it is in the folder; what is made of both is checked when it is read
+        for name, given in (("pretrained", not self.pretrained), ("revision", self.revision)):
+            if given:
+                raise ValueError(f"{name} has an effect only with pretrained_model_name_or_path")
         recomputed_layers(self.activation_checkpointing_target, self.n_layers)
         if self.head_dim is None and self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}")
@@ -172,6 +187,8 @@ class MPTSpec(ModelSpec):
 
     def parameters(self) -> int:
         """Return the number of parameters; a tied head counts once."""
+        if self.pretrained_model_name_or_path is not None:
+            return self.described().parameters()
         d, heads, size = self.d_model, self.n_heads * self.dim_per_head, self.ffn_size
         kv = self.kv_heads * self.dim_per_head
         norm = d * (1 if self.is_rms or self.no_bias else 2)
@@ -192,6 +209,8 @@ class MPTSpec(ModelSpec):
 
         Attention is counted in full, not halved for causality; norms and activations not at all.
         """
+        if self.pretrained_model_name_or_path is not None:
+            return self.described().flops_per_token(sequence_length)
         attention = self.n_layers * 2 * 2 * self.d_model * sequence_length
         return 3 * (2 * self.parameters() + attention)
 
@@ -203,10 +222,27 @@ class MPTSpec(ModelSpec):
         """
         from foundry_sdk.models.mpt.kernels import check_implementation
 
-        check_implementation(self.attn_config, device_type)
+        check_implementation(self.described().attn_config, device_type)
+
+    def described(self) -> "MPTSpec":
+        """Return the whole description: this spec, or what the folder that it names makes of it.
+
+        Raises:
+            SpecError: there is no MPT, or the folder's differs from what is said here.
+        """
+        if self.pretrained_model_name_or_path is None:
+            return self
+        from foundry_sdk.models.mpt.pretrained import find_origin
+
+        return find_origin(self).spec
 
     def max_sequence_length(self) -> int | None:
-        """Return ``max_seq_len``; None with dynamic RoPE scaling, which goes beyond."""
+        """Return ``max_seq_len``; None with dynamic RoPE scaling, which goes beyond.
+
+        None also where a folder says it: the model knows it once it is built.
+        """
+        if self.pretrained_model_name_or_path is not None:
+            return None
         attention = self.attn_config
         dynamic = attention.rope and attention.rope_hf_config.type == "dynamic"
         return None if dynamic else self.max_seq_len
@@ -215,12 +251,16 @@ class MPTSpec(ModelSpec):
         """Return ``attn_config.attn_uses_sequence_id``."""
         return self.attn_config.attn_uses_sequence_id
 
-    def vocabulary(self) -> int:
-        """Return ``vocab_size``."""
-        return self.vocab_size
+    def vocabulary(self) -> int | None:
+        """Return ``vocab_size``; None where a folder says it."""
+        return self.vocab_size if self.pretrained_model_name_or_path is None else None
 
     def build(self, *, device: str) -> "MPT":
         """Return the model with float32 parameters of no particular values on ``device``."""
+        if self.pretrained_model_name_or_path is not None:
+            from foundry_sdk.models.mpt.pretrained import build_pretrained
+
+            return build_pretrained(self, device=device)
         from foundry_sdk.models.mpt.model import MPT
 
         return MPT(self, device=device)

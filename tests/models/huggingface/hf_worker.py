@@ -19,6 +19,7 @@ from foundry_sdk.data.contract import BatchSource, DataSpec, LoaderContext, Toke
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.huggingface import weights
 from foundry_sdk.models.huggingface.spec import HFCausalLMSpec, HFSeq2SeqSpec
+from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.optim.schedules import CosineWithWarmupSpec
 from foundry_sdk.optim.specs import DecoupledAdamWSpec
 from foundry_sdk.pretrainer import Pretrainer
@@ -67,8 +68,9 @@ def main(arguments: Mapping[str, Any]) -> None:
     model.WeightFiles = Counted  # type: ignore[misc]
     fused = arguments.get("fused", False)
     pairs = arguments.get("pairs", False)
+    kind = MPTSpec if arguments.get("mpt") else HFSeq2SeqSpec if pairs else HFCausalLMSpec
     spec = PretrainSpec(
-        model=(HFSeq2SeqSpec if pairs else HFCausalLMSpec)(**arguments["model"]),
+        model=kind(**arguments["model"]),
         tokenizer=TokenizerSpec(name=arguments["tokenizer"]),
         optimizer=DecoupledAdamWSpec(lr=1e-2, eps=1e-5),
         scheduler=CosineWithWarmupSpec(t_warmup=Duration.parse("3ba")),
