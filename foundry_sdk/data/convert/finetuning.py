@@ -168,11 +168,12 @@ class ExampleConversion:
     def _examples(self, rows: Rows, counts: _Counts, job: Job) -> Iterator[Mapping[str, Any]]:
         """Yield rows as they are written; count, and tell how far it is."""
         began = told = time.monotonic()
+        encoder = None if self.tokenization is None else ExampleEncoder(self.tokenization.tokenizer)
         source = rows.read(0)
         while chunk := list(islice(source, _ROWS)):
             places = [rows.place(counts.documents + n) for n in range(len(chunk))]
             counts.documents += len(chunk)
-            for row in self._written(chunk, places, counts):
+            for row in self._written(chunk, places, counts, encoder):
                 counts.samples += 1
                 yield row
             now = time.monotonic()
@@ -192,13 +193,16 @@ class ExampleConversion:
                 )
 
     def _written(
-        self, chunk: Sequence[Mapping[str, Any]], places: Sequence[str], counts: _Counts
+        self,
+        chunk: Sequence[Mapping[str, Any]],
+        places: Sequence[str],
+        counts: _Counts,
+        encoder: ExampleEncoder | None,
     ) -> Iterator[Mapping[str, Any]]:
-        if self.tokenization is None:
+        if self.tokenization is None or encoder is None:
             for row, where in zip(chunk, places, strict=True):
                 yield as_row(checked(example_of(row, self.preprocess, where), where))
             return
-        encoder = ExampleEncoder(self.tokenization.tokenizer)
         for turns in encoder.encode(chunk, self.preprocess, places):
             if not self.tokenization.learns(turns):
                 counts.dropped += 1

@@ -4,16 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from foundry_sdk.data.contract import Preprocess
 from foundry_sdk.data.finetuning.examples import Conversation, PromptExample, checked
+from foundry_sdk.data.finetuning.texts import Ids, TextEncoder
 from foundry_sdk.errors import DataError, FoundryError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Ids = NDArray[np.int32]
 Turn = tuple[Ids, Ids]
 """Context and target."""
 
@@ -43,6 +42,7 @@ class ExampleEncoder:
         self._tokenizer = tokenizer
         self._pretokenized = pretokenized
         self._vocabulary = len(tokenizer)
+        self._texts = TextEncoder(tokenizer)
 
     def encode(
         self,
@@ -83,27 +83,21 @@ class ExampleEncoder:
     def _encode_prompts(self, examples: Sequence[PromptExample]) -> list[Turn]:
         if not examples:
             return []
-        plain = {"padding": False, "truncation": False, "verbose": False}
-        tokenizer = self._tokenizer
-        prompts = tokenizer([each.prompt for each in examples], **plain)["input_ids"]
-        responses = tokenizer(text_target=[each.response for each in examples], **plain)[
-            "input_ids"
-        ]
-        bos = tokenizer.bos_token_id
+        prompts = self._texts([each.prompt for each in examples])
+        responses = self._texts([each.response for each in examples], target=True)
+        bos = self._tokenizer.bos_token_id
         turns = []
         for prompt, response in zip(prompts, responses, strict=True):
-            twice = bos is not None and prompt[:1] == [bos] == response[:1]
-            turns.append((_ids(prompt), _ids(response[1:] if twice else response)))
+            twice = bos is not None and prompt[:1].tolist() == [bos] == response[:1].tolist()
+            turns.append((prompt, response[1:] if twice else response))
         return turns
 
     def _encode_texts(self, pairs: Sequence[tuple[str, str]]) -> list[Turn]:
         if not pairs:
             return []
         texts = [text for pair in pairs for text in pair]
-        ids = self._tokenizer(
-            texts, add_special_tokens=False, padding=False, truncation=False, verbose=False
-        )["input_ids"]
-        return [(_ids(ids[2 * n]), _ids(ids[2 * n + 1])) for n in range(len(pairs))]
+        ids = self._texts(texts, special_tokens=False)
+        return list(zip(ids[::2], ids[1::2], strict=True))
 
     def _slices(self, chat: Conversation, where: str) -> list[tuple[str, str]]:
         """Return the text before and of each of the assistant's messages."""
@@ -200,7 +194,3 @@ def _chatml(messages: Sequence[Mapping[str, Any]], where: str, *, generation: bo
             )
         parts.append(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n")
     return "".join(parts) + ("<|im_start|>assistant\n" if generation else "")
-
-
-def _ids(ids: Sequence[int]) -> Ids:
-    return np.asarray(ids, np.int32)
