@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 import sysconfig
 import textwrap
 from pathlib import Path
@@ -136,8 +138,46 @@ def test_mining_is_sorted_unique_and_bounded(tmp_path: Path) -> None:
     assert mine(tmp_path / "src", out, max_characters=120).pairs == 2
     with pytest.raises(DataError, match="docstring and at most 1 characters in 4 Python"):
         mine(tmp_path / "src", out, max_characters=1)
-    with pytest.raises(DataError, match="no Python file"):
+    with pytest.raises(DataError, match=r"no file \*\.py"):
         mine(tmp_path / "new", out)
+
+
+def test_mining_reports_and_reads_other_names(tmp_path: Path) -> None:
+    for name in ("one.txt", "two.txt", "three.py"):
+        (tmp_path / name).write_text(MODULE)
+    heard: list[tuple[int, int]] = []
+    mined = mine(
+        tmp_path,
+        tmp_path / "pairs.jsonl",
+        pattern="*.txt",
+        report=lambda done, total: heard.append((done, total)),
+    )
+    assert (mined.pairs, mined.files) == (2, 2)
+    assert heard == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_the_command_line_mines_the_same(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(MODULE)
+    (tmp_path / "broken.py").write_text("def f(:")
+    mine(tmp_path, tmp_path / "expected.jsonl", methods=True, max_characters=200)
+
+    def command(*options: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "foundry_sdk_code_instruct"]
+        return subprocess.run(  # noqa: S603
+            [*program, str(tmp_path), str(tmp_path / "pairs.jsonl"), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = command("--methods", "--max-characters", "200")
+    assert done.returncode == 0, done.stderr
+    assert "3 pairs from 2 files, 1 of them no Python" in done.stdout.replace("\n", " ")
+    assert (tmp_path / "pairs.jsonl").read_bytes() == (tmp_path / "expected.jsonl").read_bytes()
+    failed = command("--pattern", "*.pyx")
+    assert failed.returncode == 2
+    assert failed.stderr == f"error: {tmp_path}: no file *.pyx in it\n"
+    assert command("--template", "Write something.").returncode == 2
 
 
 def test_the_standard_library_gives_many_pairs_that_are_python(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -32,9 +32,11 @@ def mine(
     out: str | Path,
     *,
     template: str = TEMPLATE,
+    pattern: str = "*.py",
     methods: bool = False,
     max_characters: int | None = None,
     max_pairs: int | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> Mined:
     """Write a line with ``prompt``, ``response`` and ``origin`` for each function in ``folder``.
 
@@ -45,23 +47,26 @@ def mine(
         folder: searched with its subfolders; tests (folders ``test`` and ``tests``) are left out.
         out: file to write; its folder is made.
         template: as of ``CodeInstructSpec``.
+        pattern: names of files with Python source.
         methods: those of classes too.
         max_characters: longer pairs are left out.
         max_pairs: lines at most.
+        report: called before each file with how many are done and how many there are, and once
+            more when all are.
 
     Raises:
-        DataError: the folder has no Python file, or none of them a function with a docstring.
+        DataError: the folder has no such file, or none of them a function with a docstring.
     """
     folder, out = Path(folder), Path(out)
     unreadable: list[str] = []
-    paths = [path for path in sorted(folder.rglob("*.py")) if not _is_test(path, folder)]
+    paths = [path for path in sorted(folder.rglob(pattern)) if not _is_test(path, folder)]
     if not paths:
-        raise DataError(f"{folder}: no Python file in it")
+        raise DataError(f"{folder}: no file {pattern} in it")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial")
     seen: set[str] = set()
     with partial.open("w", encoding="utf-8") as lines:
-        for origin, function in _functions(paths, folder, unreadable, methods=methods):
+        for origin, function in _functions(paths, folder, unreadable, methods, report):
             example = example_of(function, template)
             length = len(example["prompt"]) + len(example["response"])
             if example["response"] in seen or (max_characters and length > max_characters):
@@ -85,10 +90,16 @@ def _is_test(path: Path, folder: Path) -> bool:
 
 
 def _functions(
-    paths: list[Path], folder: Path, unreadable: list[str], *, methods: bool
+    paths: list[Path],
+    folder: Path,
+    unreadable: list[str],
+    methods: bool,
+    report: Callable[[int, int], None] | None,
 ) -> Iterator[tuple[str, DocumentedFunction]]:
     """Yield each function with ``file:name``; note files that cannot be read."""
-    for path in paths:
+    for done, path in enumerate(paths):
+        if report is not None:
+            report(done, len(paths))
         file = path.relative_to(folder).as_posix()
         try:
             with tokenize.open(path) as text:  # in the encoding that the file declares
@@ -99,3 +110,5 @@ def _functions(
             continue
         for function in found:
             yield f"{file}:{function.name}", function
+    if report is not None:
+        report(len(paths), len(paths))
