@@ -1,4 +1,4 @@
-"""Writes the reference pages: specs and components, the command line, measured speed.
+"""Writes the reference pages: specs and components, the command line, measured speed, pictures.
 
 All of it is read from the code and from ``benchmarks/results``; nothing is listed here by name.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+import pictures
+from templates import preprocessor_templates
 
 from foundry_sdk.component import ComponentSpec
-from foundry_sdk.data.contract import PreprocessorSpec
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs import legacy
@@ -33,8 +34,9 @@ def write_all(folder: Path) -> None:
         "specs.md": specs_page(catalog),
         "cli.md": cli_page(),
         "legacy.inc": legacy_tables(),
-        "preprocessors.inc": preprocessor_table(catalog),
+        "preprocessors.inc": preprocessor_templates(catalog),
         "results.inc": results_table(RESULTS),
+        **pictures.pictures(),
     }
     for left_over in set(folder.iterdir()) - {folder / name for name in pages}:
         left_over.unlink()
@@ -171,16 +173,6 @@ def _default(field: "attrs.Attribute[Any]") -> str:
     return "null" if value is None else f"`{value}`"
 
 
-def preprocessor_table(catalog: Catalog) -> str:
-    """Return the built-in preprocessors with what each takes: first lines of their docstrings."""
-    rows = []
-    for (family, kind), entry in sorted(catalog.entries.items()):
-        if family == PreprocessorSpec.family:
-            summary = inspect.cleandoc(entry.component.__doc__ or "").splitlines()[0]
-            rows.append(f"| `{kind}` | {_markdown(summary)} |")
-    return "| Name | Takes |\n|---|---|\n" + "\n".join(rows) + "\n"
-
-
 # --- LLM Foundry's keys ---
 
 
@@ -201,8 +193,6 @@ def legacy_tables() -> str:
                 fine = ", ".join(f"`{_yaml(value)}`" for value in rule.neutral)
                 why = rule.refusal.removeprefix("not supported here").removeprefix("; ")
                 refused.append(f"| `{prefix}{key}` | {fine} | {why} |")
-    for (key, value), why in sorted(legacy.VALUES.items()):
-        refused.append(f"| `{key}: {value}` | | {why} |")
     for (family, kind), instead in sorted(legacy.COMPONENTS.items()):
         refused.append(f"| {family} `{kind}` | | {instead} |")
     accepted = "### Accepted without effect, with a line that says so\n\n| Key | Why |\n|---|---|\n"
