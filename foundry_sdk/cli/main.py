@@ -9,6 +9,7 @@ import typer
 
 from foundry_sdk import __version__
 from foundry_sdk.cli import (
+    chat,
     check,
     data,
     model,
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 # Each file of commands has register(app); their order is the order of `foundry --help`.
 for commands in (
+    chat,
     check,
     data,
     model,

@@ -6,8 +6,12 @@ from typing import Annotated
 
 import typer
 
+MODEL = "Folder of a run, a checkpoint, an export or adapters, or a name on the hub."
 
-class _Precision(StrEnum):
+
+class Precision(StrEnum):
+    """How numbers are kept."""
+
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
@@ -24,9 +28,7 @@ def export(
         Path, typer.Argument(help="A run's folder, or a checkpoint's.", show_default=False)
     ],
     out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
-    precision: Annotated[
-        _Precision, typer.Option(help="Of the exported weights.")
-    ] = _Precision.FP32,
+    precision: Annotated[Precision, typer.Option(help="Of the exported weights.")] = Precision.FP32,
     custom_code: Annotated[
         bool,
         typer.Option(
@@ -82,10 +84,7 @@ def export(
 
 
 def generate(
-    model: Annotated[
-        Path,
-        typer.Argument(help="A run's folder, a checkpoint's, or an exported model's."),
-    ],
+    model: Annotated[str, typer.Argument(help=MODEL, show_default=False)],
     prompt: Annotated[
         list[str], typer.Option("--prompt", "-p", help="Text to continue; may be repeated.")
     ],
@@ -106,17 +105,24 @@ def generate(
     device: Annotated[
         str | None, typer.Option(help="Such as cuda or cpu; by default a GPU if there is one.")
     ] = None,
+    precision: Annotated[
+        Precision, typer.Option(help="Of weights and computation.")
+    ] = Precision.FP32,
 ) -> None:
     """Continue texts with a trained model, printing as it writes.
+
+    It ends where the model says so, by its end-of-sequence token or another one that
+    its files name. An encoder-decoder answers a prompt rather than to continue it.
 
     Examples:
       foundry generate runs/my-run --prompt "The capital of France is"
       foundry generate exported -p "def add(a, b):" --temperature 0.8 --top-p 0.95
+      foundry generate openai-community/gpt2 -p "Once" -p "Twice" --precision bf16
     """
     from foundry_sdk.errors import SpecError
     from foundry_sdk.export.writing import open_writer
 
-    writer = open_writer(model, device=device)
+    writer = open_writer(model, device=device, precision=precision.value)
     for text in prompt:
         try:
             pieces = writer.write(
@@ -128,7 +134,8 @@ def generate(
                 seed=seed,
             )
             first = next(pieces, "")  # a prompt that is too long fails before anything is printed
-            typer.echo(text + first, nl=False)
+            shown = f"{text}\n" if writer.encoder_decoder else text
+            typer.echo(shown + first, nl=False)
             for piece in pieces:
                 typer.echo(piece, nl=False)
             typer.echo()

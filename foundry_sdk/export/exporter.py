@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def export_model(
@@ -182,9 +182,9 @@ def _checked(out: str | Path, precision: str) -> tuple[Path, torch.dtype]:
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ExportError(f"{target} already holds something; choose a folder that does not exist")
-    if precision not in _DTYPES:
-        raise ExportError(f"precision: expected {', '.join(_DTYPES)}, got {precision!r}")
-    return target, _DTYPES[precision]
+    if precision not in DTYPES:
+        raise ExportError(f"precision: expected {', '.join(DTYPES)}, got {precision!r}")
+    return target, DTYPES[precision]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from foundry_sdk.data.contract import TokenizerSpec
 from foundry_sdk.data.tokenizer import load_tokenizer
 from foundry_sdk.errors import CheckpointError, SpecError
 from foundry_sdk.models.contract import ModelSpec
+from foundry_sdk.models.huggingface.spec import HFModelSpec
 from foundry_sdk.models.language_model import LanguageModel
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs.converter import Mistakes, SpecConverter
@@ -62,10 +63,12 @@ def load_trained(path: str | Path) -> Trained:
         values = {"model": state.get("model")}
     if not isinstance(values.get("model"), dict):
         raise CheckpointError(f"{checkpoint.path}: nothing says which model this is")
-    spec = _structured(values["model"], ModelSpec, "model", spec_file or checkpoint.path)
+    spec = structured(values["model"], ModelSpec, "model", spec_file or checkpoint.path)
+    if isinstance(spec, HFModelSpec):
+        spec = spec.unquantized()  # adapters go on the weights as their files have them
     tokenizer = None
     if "tokenizer" in values and spec_file is not None:
-        named = _structured(values["tokenizer"], TokenizerSpec, "tokenizer", spec_file)
+        named = structured(values["tokenizer"], TokenizerSpec, "tokenizer", spec_file)
         tokenizer = load_tokenizer(named)
         spec = spec.for_vocabulary(len(tokenizer))
     model: LanguageModel = spec.build(device="cpu").eval()
@@ -91,7 +94,18 @@ def _checkpoints(path: Path, values: dict[str, Any]) -> Path:
     return path / _CHECKPOINTS if folder is None else Path(folder)
 
 
-def _structured(values: Any, cls: Any, key: str, where: Path) -> Any:  # noqa: ANN401 - a YAML value
+def structured(values: Any, cls: Any, key: str, where: Path) -> Any:  # noqa: ANN401 - a YAML value
+    """Return the spec that YAML values describe.
+
+    Args:
+        values: a mapping with ``name``, or the fields of ``cls``.
+        cls: a spec's class, or a family's.
+        key: what errors call it.
+        where: the file, for errors.
+
+    Raises:
+        SpecError: they describe none.
+    """
     converter = SpecConverter(PluginHost.from_environment().catalog(), {})
     try:
         return converter.value(values, cls)

@@ -1,26 +1,39 @@
-"""Opens any trained model to write with: a run, a checkpoint, or an exported folder."""
+"""Opens any trained model to write with: a run, a checkpoint, an export, or a model of the hub."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
-from torch import Tensor
 
-from foundry_sdk.errors import CheckpointError, SpecError
+from foundry_sdk.errors import CheckpointError
+from foundry_sdk.export.exporter import DTYPES, Precision
+from foundry_sdk.export.opened import (
+    cast_parameters,
+    ends_of,
+    holds_files,
+    is_hub_name,
+    named_ends,
+    open_files,
+    open_from_hub,
+    positions_of,
+)
 from foundry_sdk.export.trained import load_trained
-from foundry_sdk.models.generation import Reader, Sampling, reader_of, stream
-from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
+from foundry_sdk.models.generation import Ended, Sampling, stream
+from foundry_sdk.models.huggingface.model import HFModel
 from foundry_sdk.models.huggingface.source import find_source
-from foundry_sdk.models.huggingface.spec import HFCausalLMSpec, HFSeq2SeqSpec
+from foundry_sdk.models.readers import (
+    Reader,
+    TransformersEncoderDecoder,
+    TransformersReader,
+    reader_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CONFIG: Final = "config.json"
-_ADAPTERS: Final = "adapter_config.json"
+    from foundry_sdk.export.opened import Opened
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -32,24 +45,38 @@ class Writer:
         tokenizer: of the model.
         device: where it is.
         max_length: tokens that it can read and write in all; None = no limit known.
+        ends: tokens that end a text: the tokenizer's, and those that the model's files name.
+        encoder_decoder: prompts are read by an encoder, so nothing is continued: it is answered.
     """
 
     reader: Reader
     tokenizer: "PreTrainedTokenizerBase"
     device: torch.device
     max_length: int | None
+    ends: frozenset[int]
+    encoder_decoder: bool = False
 
     def write(
         self,
-        prompt: str,
+        prompt: str | Sequence[int],
         *,
         max_new_tokens: int,
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
-    ) -> Iterator[str]:
-        """Yield the continuation of ``prompt`` piece by piece.
+        stop: str | None = None,
+    ) -> Generator[str, None, Ended]:
+        """Yield the continuation of ``prompt`` piece by piece; return why it ended.
+
+        Args:
+            prompt: a text, or token ids.
+            max_new_tokens: the most tokens to write.
+            temperature: see ``Sampling``, as the next three.
+            top_k: only among so many tokens.
+            top_p: only among so much probability.
+            seed: of the draw.
+            stop: a text that ends the continuation, and is no part of it.
 
         Raises:
             ValueError: the prompt leaves no room, or an option is out of range.
@@ -62,120 +89,69 @@ class Writer:
             max_new_tokens=max_new_tokens,
             max_length=self.max_length,
             sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+            ends=self.ends,
+            stop=stop,
         )
 
 
-def open_writer(path: str | Path, *, device: str | None = None) -> Writer:
-    """Open a run's folder, a checkpoint's, or an exported model's.
+def open_writer(
+    path: str | Path, *, device: str | None = None, precision: Precision = "fp32"
+) -> Writer:
+    """Open a run's folder, a checkpoint's, an exported model's, or a model of the hub.
 
     Args:
-        path: a folder; one with a ``config.json`` is an exported model.
+        path: a folder, or a name on the hub. A folder with a ``config.json``, or with an
+            ``adapter_config.json``, is a model as transformers or peft write it.
         device: None = a GPU if there is one.
+        precision: of weights and computation.
 
     Raises:
         CheckpointError: there is no model, or nothing says which tokenizer it has.
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if any((Path(path) / name).is_file() for name in (_CONFIG, _ADAPTERS)):
-        return _open_exported(Path(path), chosen)
+    dtype = DTYPES[precision]
+    folder = Path(path).expanduser()
+    opened: Opened | None = None
+    if holds_files(folder):
+        opened = open_files(folder, str(folder), chosen, dtype)
+    elif not folder.exists() and is_hub_name(str(path)):
+        opened = open_from_hub(str(path), chosen, dtype)
+    if opened is not None:
+        return Writer(
+            reader=opened.reader,
+            tokenizer=opened.tokenizer,
+            device=chosen,
+            max_length=opened.max_length,
+            ends=opened.ends,
+            encoder_decoder=opened.encoder_decoder,
+        )
+    return _open_run(folder, chosen, dtype)
+
+
+def _open_run(path: Path, device: torch.device, dtype: torch.dtype) -> Writer:
     trained = load_trained(path)
     if trained.tokenizer is None:
         raise CheckpointError(
             f"{path}: there is no spec.yaml beside the checkpoint, so its tokenizer is not known; "
             "name the run's folder"
         )
-    model = trained.model.to(chosen)
+    model = trained.model.to(device)
+    cast_parameters(model, dtype)
     reader: Reader = reader_of(model)
-    if isinstance(model, HFCausalLM):
-        reader = _TransformersReader(model.model)
+    length = model.max_sequence_length()
+    named: list[Any] = []
+    if isinstance(model, HFModel):
+        if model.encoder_decoder:
+            reader = TransformersEncoderDecoder(model.model)
+        else:
+            reader = TransformersReader(model.model)
+            length = positions_of(model.model.config)
+        named = [model.model.config.eos_token_id, named_ends(find_source(model.spec).folder)]
     return Writer(
         reader=reader,
         tokenizer=trained.tokenizer,
-        device=chosen,
-        max_length=trained.model.max_sequence_length(),
+        device=device,
+        max_length=length,
+        ends=ends_of(trained.tokenizer, named),
+        encoder_decoder=model.encoder_decoder,
     )
-
-
-def _open_exported(folder: Path, device: torch.device) -> Writer:
-    from transformers import AutoConfig, AutoTokenizer
-    from transformers.utils import logging
-
-    quiet: Callable[[], None] = logging.disable_progress_bar
-    quiet()  # the bar would stand between the texts
-    base = folder
-    if not (folder / _CONFIG).is_file():
-        adapters = json.loads((folder / _ADAPTERS).read_text(encoding="utf-8"))
-        base = _base_model(folder, adapters)
-    try:
-        config: Any = AutoConfig.from_pretrained(base, local_files_only=True)
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        if config.is_encoder_decoder:
-            reader, length = _encoder_decoder(base, device), None
-        else:
-            reader, length = _decoder(base, None if base is folder else folder, device)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
-    return Writer(reader=reader, tokenizer=tokenizer, device=device, max_length=length)
-
-
-def _base_model(folder: Path, adapters: dict[str, Any]) -> Path:
-    """Return the folder of the model that adapters belong to."""
-    named = HFCausalLMSpec(
-        pretrained_model_name_or_path=adapters["base_model_name_or_path"],
-        revision=adapters.get("revision"),
-    )
-    try:
-        return find_source(named).folder
-    except SpecError as error:
-        raise CheckpointError(
-            f"{folder}: the model of the adapters is not there: {error}"
-        ) from error
-
-
-def _decoder(base: Path, adapters: Path | None, device: torch.device) -> tuple[Reader, int | None]:
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        base, dtype=torch.float32, local_files_only=True, trust_remote_code=False
-    )
-    config = model.config
-    length = getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", None))
-    if adapters is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapters)
-    return _TransformersReader(model.to(device).eval()), length
-
-
-def _encoder_decoder(folder: Path, device: torch.device) -> Reader:
-    spec = HFSeq2SeqSpec(pretrained_model_name_or_path=str(folder))
-    model = spec.build(device=str(device))
-    model.init_weights(0)
-    return reader_of(model.eval())
-
-
-class _TransformersReader:
-    """One row at a time through a transformers model, with its own cache."""
-
-    def __init__(self, model: Any) -> None:  # noqa: ANN401 - any architecture
-        self._model = model
-        self._cache: Any = None
-
-    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        if input_ids.shape[0] != 1:
-            raise ValueError("one prompt at a time")
-        del lengths
-        self._cache = None
-        return self._read(input_ids)
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        del positions
-        return self._read(tokens[:, None])
-
-    def _read(self, input_ids: Tensor) -> Tensor:
-        output = self._model(input_ids=input_ids, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1]
-        return logits

@@ -1,22 +1,23 @@
 """Continues texts with a language model, token by token."""
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Literal
 
 import attrs
 import torch
 from attrs import validators
 from torch import Tensor
 
-from foundry_sdk.batch import Batch
-from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
 from foundry_sdk.models.language_model import LanguageModel
-from foundry_sdk.models.mpt.model import MPT
+from foundry_sdk.models.readers import CachedReader, Reader, reader_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from foundry_sdk.models.mpt.cache import KeyValueCache
+Ended = Literal["end", "max_new_tokens", "length"]
+"""A token or text that ends; as many tokens as were asked for; as many as the model takes."""
+_CONTEXT: Final = 32
+"""Tokens of a prompt that may change how the next ones read."""
 
 
 @attrs.frozen(kw_only=True)
@@ -42,16 +43,6 @@ class Sampling:
     def __attrs_post_init__(self) -> None:
         if self.temperature == 0 and (self.top_k is not None or self.top_p is not None):
             raise ValueError("top_k and top_p need a temperature above 0")
-
-
-class Reader(Protocol):
-    """Reads tokens and says what may come next."""
-
-    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        """Read prompts int64 (B, T), padded on the right; return logits (B, V) after each."""
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """Read one token a row, int64 (B,), at its position; return logits (B, V) after it."""
 
 
 def generate(
@@ -86,7 +77,7 @@ def generate(
             device=next(model.parameters()).device,
             max_new_tokens=max_new_tokens,
             max_length=model.max_sequence_length(),
-            end=tokenizer.eos_token_id,
+            ends={tokenizer.eos_token_id},
             known=len(tokenizer),
             sampling=sampling,
         ):
@@ -99,17 +90,38 @@ def generate(
 def stream(
     reader: Reader,
     tokenizer: "PreTrainedTokenizerBase",
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     device: torch.device,
     max_new_tokens: int,
     max_length: int | None,
     sampling: Sampling,
-) -> Iterator[str]:
-    """Yield the continuation of one prompt piece by piece, whole characters only."""
-    ids = encode(tokenizer, prompt)
+    ends: Collection[int],
+    stop: str | None = None,
+) -> Generator[str, None, Ended]:
+    """Yield the continuation of one prompt piece by piece, whole characters only.
+
+    Args:
+        reader: of the model.
+        tokenizer: of the model.
+        prompt: a text, or token ids.
+        device: where the model is.
+        max_new_tokens: the most tokens to write.
+        max_length: tokens that the model takes in all; None = no limit known.
+        sampling: how a token is chosen.
+        ends: tokens that end the text; they are no part of it.
+        stop: a text that ends the text, and is no part of it.
+
+    Returns:
+        Why it ended.
+
+    Raises:
+        ValueError: the prompt leaves no room for a token.
+    """
+    ids = encode(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
     new: list[int] = []
-    written = ""
+    text = written = ""
+    ended: Ended = "max_new_tokens"
     with torch.no_grad():
         for (token,) in _tokens(
             reader,
@@ -117,17 +129,26 @@ def stream(
             device=device,
             max_new_tokens=max_new_tokens,
             max_length=max_length,
-            end=tokenizer.eos_token_id,
+            ends=ends,
             known=len(tokenizer),
             sampling=sampling,
         ):
-            if token is not None:
-                new.append(token)
+            if token is None:
+                ended = "end"
+                break
+            new.append(token)
             text = _continuation(tokenizer, ids, new)
-            if not text.endswith("\ufffd"):  # else a character's other bytes are still to come
-                yield text[len(written) :]
-                written = text
-    yield _continuation(tokenizer, ids, new)[len(written) :]
+            if stop is not None and stop in text:
+                text, ended = text[: text.index(stop)], "end"
+                break
+            ready = text[: len(text) - _begun(text, stop)]
+            # a character whose other bytes are still to come ends in a replacement
+            if len(ready) > len(written) and not ready.endswith("\ufffd"):
+                yield ready[len(written) :]
+                written = ready
+    if len(text) > len(written):
+        yield text[len(written) :]
+    return "length" if ended != "end" and len(new) < max_new_tokens else ended
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -139,25 +160,27 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
     return [tokenizer.eos_token_id if first is None else first]
 
 
-def reader_of(model: LanguageModel) -> Reader:
-    """Return a reader that keeps keys and values where the model can, else rereads."""
-    from torch.distributed.fsdp import FSDPModule
-
-    sharded = any(isinstance(block, FSDPModule) for block in model.blocks())
-    if isinstance(model, HFSeq2Seq):
-        return _EncoderDecoderReader(model)
-    if isinstance(model, MPT) and not sharded:
-        return _CachedReader(model)
-    return _RereadingReader(model)
+def _begun(text: str, stop: str | None) -> int:
+    """Return how many characters at the end of ``text`` may be the beginning of ``stop``."""
+    if stop is None:
+        return 0
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _continuation(tokenizer: "PreTrainedTokenizerBase", prompt: list[int], new: list[int]) -> str:
     """Return the text of ``new`` as it reads after ``prompt`` (tokens may join across it)."""
-    before = str(tokenizer.decode(prompt, skip_special_tokens=True))
-    whole = str(tokenizer.decode(prompt + new, skip_special_tokens=True))
+    prompt = prompt[-_CONTEXT:]
+    before = _decode(tokenizer, prompt)
+    whole = _decode(tokenizer, prompt + new)
     if whole.startswith(before):
         return whole[len(before) :]
-    return str(tokenizer.decode(new, skip_special_tokens=True))
+    return _decode(tokenizer, new)
+
+
+def _decode(tokenizer: "PreTrainedTokenizerBase", ids: list[int]) -> str:
+    # cleaning up would take blanks away, also such as were written already
+    return str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 def _tokens(
@@ -167,7 +190,7 @@ def _tokens(
     device: torch.device,
     max_new_tokens: int,
     max_length: int | None,
-    end: int | None,
+    ends: Collection[int | None],
     known: int,
     sampling: Sampling,
 ) -> Iterator[list[int | None]]:
@@ -176,7 +199,7 @@ def _tokens(
     longest = max(len(prompt) for prompt in prompts)
     if max_length is not None and longest >= max_length:
         raise ValueError(f"a prompt has {longest} tokens, the model takes {max_length} in all")
-    if isinstance(reader, _CachedReader):
+    if isinstance(reader, CachedReader):
         room = longest + max_new_tokens
         reader.make_room(len(prompts), room if max_length is None else min(room, max_length))
     padded = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
@@ -187,7 +210,7 @@ def _tokens(
     logits = reader.start(padded, lengths)
     for count in range(max_new_tokens):
         chosen = choose(logits[:, :known], sampling, generators)
-        running = [on and token != end for on, token in zip(running, chosen, strict=True)]
+        running = [on and token not in ends for on, token in zip(running, chosen, strict=True)]
         yield [token if on else None for on, token in zip(running, chosen, strict=True)]
         at = lengths + count
         if max_length is not None:
@@ -223,87 +246,3 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         int(torch.multinomial(row, 1, generator=generator))
         for row, generator in zip(scores.softmax(-1), generators, strict=True)
     ]
-
-
-class _CachedReader:
-    """Reads each token once, keeping keys and values."""
-
-    def __init__(self, model: MPT) -> None:
-        self._model = model
-        self._cache: KeyValueCache | None = None
-
-    def make_room(self, sequences: int, room: int) -> None:
-        self._cache = self._model.new_cache(sequences, room)
-
-    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        sequences, length = input_ids.shape
-        positions = torch.arange(length, device=input_ids.device).expand(sequences, -1)
-        hidden_states = self._decode(input_ids, positions)
-        rows = torch.arange(sequences, device=input_ids.device)
-        return self._model.logits(hidden_states[rows, lengths - 1])
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        return self._model.logits(self._decode(tokens[:, None], positions[:, None])[:, 0])
-
-    def _decode(self, input_ids: Tensor, positions: Tensor) -> Tensor:
-        if self._cache is None:
-            raise ValueError("make_room comes first")
-        return self._model.decode(input_ids, positions, self._cache)
-
-
-class _RereadingReader:
-    """Reads everything again for each token: any model, sharded or not."""
-
-    def __init__(self, model: LanguageModel) -> None:
-        self._model = model
-        self._ids = torch.empty(0)
-        self._lengths = torch.empty(0)
-
-    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        self._ids, self._lengths = input_ids, lengths
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        mask = positions < lengths[:, None]
-        batch = Batch(input_ids=input_ids, labels=input_ids, attention_mask=mask)
-        hidden_states = self._model(batch)
-        rows = torch.arange(input_ids.shape[0], device=input_ids.device)
-        return self._model.logits(hidden_states[rows, lengths - 1])
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        ids = self._ids
-        if int(positions.max()) >= ids.shape[1]:
-            ids = torch.cat([ids, torch.zeros_like(ids[:, :1])], dim=1)
-        ids = ids.clone()
-        ids[torch.arange(ids.shape[0], device=ids.device), positions] = tokens
-        return self.start(ids, positions + 1)
-
-
-class _EncoderDecoderReader:
-    """Reads prompts with the encoder; the decoder rereads what it has written for each token."""
-
-    def __init__(self, model: HFSeq2Seq) -> None:
-        self._model = model
-        self._ids = torch.empty(0)
-        self._mask = torch.empty(0)
-        self._written = torch.empty(0)
-
-    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
-        self._ids, self._mask = input_ids, positions < lengths[:, None]
-        first = self._model.first_token()
-        self._written = torch.full_like(input_ids[:, :1], first)
-        return self._read()
-
-    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        del positions  # all rows write from the beginning
-        self._written = torch.cat([self._written, tokens[:, None]], dim=1)
-        return self._read()
-
-    def _read(self) -> Tensor:
-        batch = Batch(
-            input_ids=self._ids,
-            labels=self._written,
-            attention_mask=self._mask,
-            decoder_input_ids=self._written,
-        )
-        hidden_states = self._model(batch)
-        return self._model.logits(hidden_states[:, -1])

@@ -16,7 +16,7 @@ LAYERS = {
     4: {"builtin"},
     5: {"plugin"},
     6: {"specs"},
-    7: {"training", "runs", "export", "launch", "testing", "scaffold"},
+    7: {"training", "runs", "export", "chat", "launch", "testing", "scaffold"},
     8: {"trainer", "pretrainer", "finetuner", "quickstart"},
     9: {"cli", "__main__"},
 }

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from foundry_sdk.batch import Batch
 from foundry_sdk.models import generation
-from foundry_sdk.models.generation import Sampling, choose, generate, reader_of, stream
+from foundry_sdk.models.generation import Sampling, choose, generate, stream
 from foundry_sdk.models.mpt.options import AttentionSpec
 from foundry_sdk.models.mpt.spec import MPTSpec
+from foundry_sdk.models.readers import RereadingReader, reader_of
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz .\0"
 
@@ -31,7 +32,13 @@ class Letters:
     def __call__(self, text: str) -> dict[str, list[int]]:
         return {"input_ids": [CHARACTERS.index(letter) for letter in text]}
 
-    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(
+        self,
+        ids: list[int],
+        *,
+        skip_special_tokens: bool,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
         assert skip_special_tokens
         return "".join(CHARACTERS[token] for token in ids if token != self.eos_token_id)
 
@@ -70,7 +77,7 @@ def test_greedy_rows_of_a_batch_are_those_of_each_prompt_alone(
 ) -> None:
     model = tiny(**attention)
     if not cached:
-        monkeypatch.setattr(generation, "reader_of", generation._RereadingReader)
+        monkeypatch.setattr(generation, "reader_of", RereadingReader)
     prompts = ["the cat sat", "a", "hello there world."]
     written = generate(model, Letters(), prompts, max_new_tokens=15)
     assert written == [greedy_by_hand(model, prompt, 15) for prompt in prompts]
@@ -98,7 +105,7 @@ def test_a_row_ends_at_the_end_token_and_the_others_go_on() -> None:
         device=torch.device("cpu"),
         max_new_tokens=3,
         max_length=None,
-        end=end,
+        ends={end},
         known=30,
         sampling=Sampling(),
     )
@@ -121,6 +128,7 @@ def test_the_stream_is_the_text_in_pieces() -> None:
             max_new_tokens=9,
             max_length=24,
             sampling=Sampling(temperature=1.0, seed=3),
+            ends={Letters.eos_token_id},
         )
     )
     whole = generate(model, Letters(), ["the "], max_new_tokens=9, temperature=1.0, seed=3)
