@@ -146,8 +146,11 @@ def _hub_problem(error: Exception) -> str:
     """Return why ``find_source`` found nothing."""
     if not hub.can_be_reached():
         return "it cannot be reached from here, and its cache does not have the name"
-    cause = error.__cause__ or error
-    return (str(cause).strip() or repr(cause)).splitlines()[0]
+    return _first_line(error.__cause__ or error)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -195,7 +198,7 @@ def _tokenizer(places: Iterable[str]) -> "PreTrainedTokenizerBase":
                 trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
-            problems.append(f"the tokenizer of {place}: {error}")
+            problems.append(f"the tokenizer of {place}: {_first_line(error)}")
             continue
         return tokenizer
     raise CheckpointError("; ".join(problems) + "; save its tokenizer beside the weights")
