@@ -12,15 +12,19 @@ from torch import Tensor
 from foundry_sdk.errors import ExportError
 from foundry_sdk.export.certificate import TOLERANCE, Certificate, compare
 from foundry_sdk.export.files import digests, write_json
-from foundry_sdk.models.huggingface.adapters import adapters_of, lora_config, merge_adapters
+from foundry_sdk.models.huggingface.adapters import (
+    ADAPTER_FILE,
+    adapters_of,
+    file_name,
+    lora_config,
+    merge_adapters,
+)
 from foundry_sdk.models.huggingface.model import HFModel, is_adapter, plain_name
 from foundry_sdk.models.huggingface.source import find_source
 from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def write_transformers(
@@ -122,7 +126,8 @@ def _write_adapters(folder: Path, model: HFModel, dtype: torch.dtype) -> Path:
     from safetensors.torch import save_file
 
     spec = model.spec
-    if not isinstance(spec, HFCausalLMSpec) or spec.peft_config is None or not spec.pretrained:
+    described = spec.adapter_config() if isinstance(spec, HFCausalLMSpec) else None
+    if described is None or not spec.pretrained:
         raise ExportError(
             "the adapters belong to a model with new weights, which is nowhere but in this run; "
             "export them merged, with --merge"
@@ -133,7 +138,7 @@ def _write_adapters(folder: Path, model: HFModel, dtype: torch.dtype) -> Path:
             f"the embeddings were resized to {model.vocab_size} tokens, which adapters alone do "
             "not say; export them merged, with --merge"
         )
-    config = lora_config(spec.peft_config)
+    config = lora_config(described)
     # what was put on layers, where the spec leaves it to peft
     config.target_modules = sorted(adapters_of(model.model))
     config.base_model_name_or_path = spec.pretrained_model_name_or_path
@@ -141,11 +146,11 @@ def _write_adapters(folder: Path, model: HFModel, dtype: torch.dtype) -> Path:
     config.inference_mode = True
     config.save_pretrained(str(folder))
     values = {
-        f"base_model.model.{name.replace('.default.', '.')}": value.detach().to(dtype).contiguous()
+        file_name(name): value.detach().to(dtype).contiguous()
         for name, value in model.model.named_parameters()
         if is_adapter(name)
     }
-    save_file(values, folder / _ADAPTER_FILE, metadata={"format": "pt"})
+    save_file(values, folder / ADAPTER_FILE, metadata={"format": "pt"})
     return source.folder
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - torch's own short name
 
+from foundry_sdk.models.huggingface.adapters import load_adapters
 from foundry_sdk.models.huggingface.head import Head
 from foundry_sdk.models.huggingface.initial import recorded_draws
+from foundry_sdk.models.huggingface.quantized import empty_weights, weight_sinks
 from foundry_sdk.models.huggingface.source import find_source
 from foundry_sdk.models.huggingface.spec import HFModelSpec
 from foundry_sdk.models.huggingface.weights import WeightFiles, load_weights
@@ -51,6 +53,7 @@ class HFModel(LanguageModel):
         self._head: Head | None = head if isinstance(head, Head) else None
         self._why_no_head = head if isinstance(head, str) else None
         self._look_at(skeleton)
+        empty_weights(self.model)
         if torch.device(device).type != "meta":
             self.to_empty(device=device)
             self._restore_buffers()
@@ -119,8 +122,13 @@ class HFModel(LanguageModel):
                 parameters={plain_name(name): parameter for name, parameter in others.items()},
                 tied=self._tied,
                 resized=self._resized(),
+                sinks={plain_name(n): sink for n, sink in weight_sinks(self.model).items()},
             )
-        drawn = adapters if self.spec.pretrained else {**others, **adapters}
+        drawn = {} if self.spec.pretrained else others
+        if self.spec.trained_adapters is not None:
+            load_adapters(self.spec.trained_adapters, adapters)
+        else:
+            drawn = {**drawn, **adapters}
         if drawn:
             draws = self._draws(seed)
             draw_parameters([(p, name, draws[name]) for name, p in drawn.items()], seed=seed)
@@ -135,7 +143,7 @@ class HFModel(LanguageModel):
         return {"name": self.spec.kind, **attrs.asdict(self.spec)}
 
     def _draws(self, seed: int) -> dict[str, Draw]:
-        return recorded_draws(partial(self.spec.skeleton), seed=seed)
+        return recorded_draws(partial(self.spec.unquantized().skeleton), seed=seed)
 
     def _head_weight(self) -> Tensor:
         weight = self.model.get_output_embeddings().weight

@@ -86,6 +86,7 @@ def imported(asked: HFCausalLMSpec, spec: MPTSpec, *, device: str) -> ImportedMP
     """
     options = {
         "peft_config": asked.peft_config is not None,
+        "pretrained_lora_id_or_path": asked.pretrained_lora_id_or_path is not None,
         "resize_embeddings": asked.resizes,
         "attn_implementation": asked.attention is not None,
     }

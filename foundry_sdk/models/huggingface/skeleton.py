@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - torch's own short name
 from foundry_sdk.models.huggingface.adapters import add_adapters, is_adapted
 from foundry_sdk.models.huggingface.attention import choose_attention
 from foundry_sdk.models.huggingface.head import Head, plain_head
+from foundry_sdk.models.huggingface.quantized import quantize_layers
 from foundry_sdk.models.huggingface.source import Source
 from foundry_sdk.models.huggingface.spec import Attention
 
@@ -86,6 +87,7 @@ def make_skeleton(
     attention: Attention | None,
     *,
     adapter: Mapping[str, Any] | None = None,
+    quantization: Mapping[str, Any] | None = None,
     around: Around | None = None,
 ) -> Skeleton:
     """Build the model that a config describes.
@@ -95,6 +97,7 @@ def make_skeleton(
         auto_class: of transformers, such as ``AutoModelForCausalLM``.
         attention: None = the fastest that is installed and fits.
         adapter: a ``peft_config``; None = no adapters.
+        quantization: a ``quantization_config``; None = no layer is quantized.
         around: makes a context in which the constructor runs; ``meta_parameters`` by default.
 
     Raises:
@@ -116,6 +119,8 @@ def make_skeleton(
         )
     tied = _untie(module)
     head = plain_head(module)
+    if quantization is not None:
+        quantize_layers(module, quantization)
     if adapter is not None:
         with (around or meta_parameters)():
             add_adapters(module, adapter)

@@ -26,6 +26,16 @@ _UNSUPPORTED: Final = {
     "target_parameters": "adapters are put on layers",
     "layer_replication": "the model keeps its layers",
 }
+_QUANTIZATION: Final[Mapping[str, tuple[object, ...] | None]] = MappingProxyType(
+    {
+        "load_in_4bit": (True,),
+        "bnb_4bit_quant_type": ("nf4", "fp4"),
+        "bnb_4bit_use_double_quant": (True, False),
+        "bnb_4bit_compute_dtype": ("float32", "bfloat16", "float16"),
+        "llm_int8_skip_modules": None,
+    }
+)
+"""Options of ``quantization_config`` and their values."""
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 
 
@@ -96,6 +106,15 @@ class HFModelSpec(ModelSpec):
         return False
 
     @property
+    def trained_adapters(self) -> str | None:
+        """Where adapters are read from; None = they are new, or there are none."""
+        return None
+
+    def unquantized(self) -> "HFModelSpec":
+        """Return this spec with every weight as it is in the files."""
+        return self
+
+    @property
     def resizes(self) -> bool:
         """Whether the embeddings follow the tokenizer."""
         return self.resize_embeddings or self.allow_embedding_resizing
@@ -144,15 +163,22 @@ class HFCausalLMSpec(HFModelSpec):
         load_in_8bit: not supported.
         peft_config: ``peft_type: LORA``, ``task_type: CAUSAL_LM``, and what ``peft.LoraConfig``
             takes; only the adapters are trained then.
+        pretrained_lora_id_or_path: go on with the adapters in this folder (or of this name on the
+            hub), which also says their config.
         should_save_peft_only: leave the weights under adapters out of checkpoints: they are read
             again from where they came from.
+        quantization_config: keep the weights under adapters in 4 bits (QLoRA, Dettmers et al.
+            2023): ``load_in_4bit: true`` and what transformers' ``BitsAndBytesConfig`` says of 4
+            bits. Needs the package bitsandbytes; not sharded.
     """
 
     kind = "hf_causal_lm"
 
     load_in_8bit: bool = False
     peft_config: Mapping[str, Any] | None = None
+    pretrained_lora_id_or_path: str | None = None
     should_save_peft_only: bool = True
+    quantization_config: Mapping[str, Any] | None = None
 
     def __attrs_post_init__(self) -> None:
         """Check what must hold between fields.
@@ -162,14 +188,63 @@ class HFCausalLMSpec(HFModelSpec):
         """
         super().__attrs_post_init__()
         if self.load_in_8bit:
-            raise ValueError("load_in_8bit: weights of 8 bits cannot be trained; leave it out")
+            raise ValueError(
+                "load_in_8bit: weights of 8 bits cannot be trained; leave it out, or train "
+                "adapters on weights of 4 bits (quantization_config: {load_in_4bit: true})"
+            )
         if self.peft_config is not None:
+            if self.pretrained_lora_id_or_path is not None:
+                raise ValueError(
+                    "peft_config: the adapters in pretrained_lora_id_or_path have their config "
+                    "there; leave one of the two out"
+                )
             check_peft_config(self.peft_config)
+        if self.quantization_config is not None:
+            self._check_quantization(self.quantization_config)
+
+    def _check_quantization(self, config: Mapping[str, Any]) -> None:
+        check_quantization_config(config)
+        for name, holds in (
+            ("peft_config", self.has_adapters),
+            ("pretrained: true", self.pretrained),
+            ("should_save_peft_only: true", self.should_save_peft_only),
+        ):
+            if not holds:
+                raise ValueError(
+                    "quantization_config: weights of 4 bits stay as they are and only adapters on "
+                    f"them are trained and saved, so it needs {name}"
+                )
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether there are adapters, and they alone are trained."""
+        return self.peft_config is not None or self.pretrained_lora_id_or_path is not None
 
     @property
     def saves_adapters_only(self) -> bool:
         """Whether checkpoints hold adapters and nothing else."""
-        return self.peft_config is not None and self.should_save_peft_only
+        return self.has_adapters and self.should_save_peft_only
+
+    @property
+    def trained_adapters(self) -> str | None:
+        """Where adapters are read from; None = they are new, or there are none."""
+        return self.pretrained_lora_id_or_path
+
+    def unquantized(self) -> "HFCausalLMSpec":
+        """Return this spec with every weight as it is in the files."""
+        return attrs.evolve(self, quantization_config=None)
+
+    def adapter_config(self) -> Mapping[str, Any] | None:
+        """Return what describes the adapters: given here, or read from their folder.
+
+        Raises:
+            SpecError: the folder has none, or an option is not supported here.
+        """
+        if self.pretrained_lora_id_or_path is None:
+            return self.peft_config
+        from foundry_sdk.models.huggingface.adapters import read_adapter_config
+
+        return read_adapter_config(self.pretrained_lora_id_or_path)
 
     def skeleton(self, around: "Around | None" = None) -> "Skeleton":
         """Return the model with parameters on the meta device and buffers on the CPU."""
@@ -180,7 +255,8 @@ class HFCausalLMSpec(HFModelSpec):
             find_source(self),
             "AutoModelForCausalLM",
             self.attention,
-            adapter=self.peft_config,
+            adapter=self.adapter_config(),
+            quantization=self.quantization_config,
             around=around,
         )
 
@@ -222,6 +298,13 @@ class HFCausalLMSpec(HFModelSpec):
         mpt = self.as_mpt()
         if mpt is not None:
             return imported(self, mpt, device=device)
+        if self.quantization_config is not None and device == "meta":
+            from foundry_sdk.errors import SpecError
+
+            raise SpecError(
+                "model.quantization_config: weights of 4 bits are not sharded here; leave "
+                "fsdp_config out, so that each process has all of them, or quantization_config"
+            )
         return HFCausalLM(self, device=device)
 
 
@@ -249,6 +332,26 @@ class HFSeq2SeqSpec(HFModelSpec):
         from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
 
         return HFSeq2Seq(self, device=device)
+
+
+def check_quantization_config(config: Mapping[str, Any]) -> None:
+    """Check what can be checked without ``bitsandbytes``.
+
+    Raises:
+        ValueError: an option is unknown, or has another value than the ones that there are.
+    """
+    for key, value in config.items():
+        if key not in _QUANTIZATION:
+            raise ValueError(
+                f"quantization_config.{key} is not supported here; there are "
+                f"{', '.join(_QUANTIZATION)}"
+            )
+        choices = _QUANTIZATION[key]
+        if choices is not None and value not in choices:
+            expected = " or ".join(map(repr, choices))
+            raise ValueError(f"quantization_config.{key}: expected {expected}, got {value!r}")
+    if not config.get("load_in_4bit"):
+        raise ValueError("quantization_config: expected load_in_4bit: true")
 
 
 def check_peft_config(config: Mapping[str, Any]) -> None:

@@ -2,9 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -20,6 +21,10 @@ _SHOWN: Final = 5
 _log = logging.getLogger(__name__)
 
 
+Sink = tuple[Tensor, Callable[[Tensor], None]]
+"""A tensor on the meta device with a parameter's shape in the files, and what takes its value."""
+
+
 class WeightFiles:
     """The safetensors files of a folder.
 
@@ -28,13 +33,17 @@ class WeightFiles:
         places: file of each tensor.
         bytes_read: of tensors' content, so far.
 
+    Args:
+        folder: an existing one.
+        single: name of the file where there is no index.
+
     Raises:
         SpecError: the folder has none, or one that its index names is missing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, single: str = _SINGLE) -> None:
         self.folder = folder
-        self.places = _places(folder)
+        self.places = _places(folder, single)
         self.bytes_read = 0
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -78,6 +87,7 @@ def load_weights(
     parameters: Mapping[str, Tensor],
     tied: Mapping[str, str],
     resized: frozenset[str] = frozenset(),
+    sinks: Mapping[str, Sink] = MappingProxyType({}),
 ) -> None:
     """Fill ``parameters``, and persistent buffers of ``module``, from ``files``.
 
@@ -90,17 +100,25 @@ def load_weights(
         tied: other names of parameters.
         resized: parameters that may have more rows than the files; the new ones become the mean
             of the others.
+        sinks: what takes a parameter's whole value where it is not copied into the parameter; the
+            parameter's own shape is then of no meaning.
 
     Raises:
         SpecError: the files have other tensors than the module, by name or shape.
     """
     buffers = _persistent_buffers(module)
-    targets: dict[str, Tensor] = {**parameters, **buffers}
+    shaped = {name: shape for name, (shape, _) in sinks.items()}
+    targets: dict[str, Tensor] = {**parameters, **shaped, **buffers}
     naming = Naming(module, targets, tied)
     names = naming.targets(files.places)
     missing = sorted(set(parameters) - set(names.values()))
     extra = sorted(name for name in files.places if not naming.is_ignored(name))
     if (missing or extra) and naming.needs_conversion(files.places):
+        if sinks:
+            raise SpecError(
+                f"model.quantization_config: the tensors of {type(module).__name__} are put "
+                "together from several in the files, which cannot be quantized here"
+            )
         _load_converted(module, files.folder, targets)
         return
     shapes = files.shapes()
@@ -114,20 +132,22 @@ def load_weights(
         for name, target in names.items()
         if target not in grown and shapes[name] != tuple(targets[target].shape)
     ]
-    _refuse(files.folder, missing, extra, wrong)
+    refuse_differences(files.folder, missing=missing, extra=extra, wrong=wrong)
     parts = {
-        name: None if target in grown else _own_part(targets[target])
+        name: None if target in grown else own_part(targets[target])
         for name, target in names.items()
     }
     for name, tensor in files.read({n: p for n, p in parts.items() if p != ()}):
         target = targets[names[name]]
-        if names[name] in grown:
+        if names[name] in sinks:
+            sinks[names[name]][1](tensor)
+        elif names[name] in grown:
             copy_shard(target, _with_more_rows(tensor, target.shape[0]))
         else:
-            _local(target).copy_(tensor)
+            local(target).copy_(tensor)
 
 
-def _places(folder: Path) -> dict[str, str]:
+def _places(folder: Path, name: str) -> dict[str, str]:
     from safetensors import SafetensorError, safe_open
 
     index = folder / _INDEX
@@ -137,11 +157,11 @@ def _places(folder: Path) -> dict[str, str]:
         if absent:
             raise SpecError(f"model: {folder} lacks {', '.join(absent)}, which {_INDEX} names")
         return places
-    single = folder / _SINGLE
+    single = folder / name
     if single.is_file():
         try:
             with safe_open(single, framework="pt") as opened:
-                return dict.fromkeys(opened.keys(), _SINGLE)
+                return dict.fromkeys(opened.keys(), name)
         except SafetensorError as error:
             raise SpecError(f"model: {single} is damaged: {error}") from error
     pickled = sorted(path.name for path in folder.glob("*.bin"))
@@ -178,7 +198,9 @@ def _load_converted(module: Any, folder: Path, targets: Mapping[str, Tensor]) ->
     values = {**dict(loaded.named_parameters()), **_persistent_buffers(loaded)}
     missing = sorted(set(targets) & set(loading["missing_keys"]) | set(targets) - set(values))
     wrong = [str(each[0]) for each in loading["mismatched_keys"]]
-    _refuse(folder, missing, sorted(loading["unexpected_keys"]), wrong)
+    refuse_differences(
+        folder, missing=missing, extra=sorted(loading["unexpected_keys"]), wrong=wrong
+    )
     for name, target in targets.items():
         copy_shard(target, values[name].detach())
 
@@ -192,7 +214,14 @@ def _persistent_buffers(module: Any) -> dict[str, Tensor]:  # noqa: ANN401
     }
 
 
-def _refuse(folder: Path, missing: list[str], extra: list[str], wrong: list[str]) -> None:
+def refuse_differences(
+    folder: Path, *, missing: list[str], extra: list[str], wrong: list[str]
+) -> None:
+    """Refuse files that have other tensors than the model; names the first few of each kind.
+
+    Raises:
+        SpecError: there is one.
+    """
     lines = [
         f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{' …' if len(names) > _SHOWN else ''}"
         for names, what in (
@@ -219,7 +248,7 @@ def _with_more_rows(tensor: Tensor, rows: int) -> Tensor:
     return torch.cat([whole, mean.expand(rows - whole.shape[0], *whole.shape[1:])])
 
 
-def _own_part(target: Tensor) -> tuple[slice, ...] | None:
+def own_part(target: Tensor) -> tuple[slice, ...] | None:
     """Return this rank's part of a tensor; None = the whole, () = nothing."""
     from torch.distributed.tensor import DTensor
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -234,7 +263,8 @@ def _own_part(target: Tensor) -> tuple[slice, ...] | None:
     return tuple(slice(at, at + size) for at, size in zip(offset, shape, strict=True))
 
 
-def _local(target: Tensor) -> Tensor:
+def local(target: Tensor) -> Tensor:
+    """Return this rank's part of a tensor: of an ordinary one, the whole."""
     from torch.distributed.tensor import DTensor
 
     return target.to_local() if isinstance(target, DTensor) else target
