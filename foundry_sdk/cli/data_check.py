@@ -33,9 +33,10 @@ def check(
     """Tokenize a finetuning run's data, and show what would be learned from it.
 
     Examples left out and why, what share of the tokens is learned, the longest
-    examples, what is cut, how full packed rows are, what is in both training and
-    evaluation, and some examples with what is learned in colour. What is tokenized
-    is kept: the run does not do it again.
+    examples, what is cut, how full packed rows are, whether examples of a packed
+    row see each other, what is in both training and evaluation, and some examples
+    with what is learned in colour. What is tokenized is kept: the run does not do
+    it again.
 
     Examples:
       foundry data check finetune.yaml
@@ -58,6 +59,7 @@ def check(
     for report in reports:
         _show(console, report)
     train, *evaluations = reports
+    _look_at_packing(console, run, train)
     for evaluation in evaluations:
         both = shared_examples(train, evaluation)
         total = len(evaluation.fingerprints)
@@ -110,6 +112,10 @@ def _show(console: "Console", report: "LoaderReport") -> None:
                 console.print(f"    {count:,} left out: {reason}")
         share = source.targets / source.tokens if source.tokens else 0.0
         console.print(f"    {source.tokens:,} tokens, of which {share:.1%} are learned")
+        fewest, median, most = source.learned_of_each
+        console.print(
+            f"    learned of an example: {fewest:,} to {most:,} tokens, median {median:g}"
+        )
         console.print(f"    {source.ending:,} examples learn to end (end-of-sequence is a target)")
         longest = ", ".join(f"{number} ({tokens:,} tokens)" for number, tokens in source.longest)
         console.print(f"    longest examples: {longest}")
@@ -128,3 +134,22 @@ def _show(console: "Console", report: "LoaderReport") -> None:
             learned = f"⟦{piece.text}⟧" if piece.learned else piece.text
             text.append(learned, style="green" if piece.learned else "")
         console.print(text)
+
+
+def _look_at_packing(console: "Console", run: "FinetuneSpec", report: "LoaderReport") -> None:
+    from foundry_sdk.training.isolation import look_at_model
+
+    if report.packed is None:
+        return
+    found = look_at_model(run.model, report.packed, seed=run.seed)
+    if isinstance(found, str):
+        console.print(
+            f"warning: packing is not looked at: {found}, before its first step", style="yellow"
+        )
+        return
+    console.print(
+        f"packing: PASS, no example sees another. Changing every second of {found.examples} "
+        f"examples of a row moves their own logits by up to {found.own:.2g}, those of the others "
+        f"by {found.others:.2g}; each begins at position 0, and alone in a row its logits are the "
+        f"same within {found.alone:.1g} ({found.about})"
+    )

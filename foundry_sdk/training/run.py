@@ -24,6 +24,7 @@ from foundry_sdk.specs.structure import unstructure
 from foundry_sdk.training.assemble import Assembly, assemble
 from foundry_sdk.training.feed import Drawn
 from foundry_sdk.training.loop import Loop, LoopResult
+from foundry_sdk.training.preflight import preflight
 from foundry_sdk.training.probe import ModelProbe
 from foundry_sdk.training.runtime import Runtime
 from foundry_sdk.training.saving import CHECKPOINTS, Saver, find_checkpoint
@@ -115,6 +116,7 @@ class _Run:
     def _train(self, assembly: Assembly) -> RunResult:
         saver = Saver(assembly, self.store)
         callbacks = self._restore(saver)
+        preflight(assembly)
         started = self._started(assembly)
         assembly.bus = self._bus(started)
         assembly.bus.load_state_dict(callbacks)

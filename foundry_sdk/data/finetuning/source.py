@@ -210,10 +210,32 @@ class FinetuningSource:
         """The sources."""
         return self._parts
 
+    @property
+    def context(self) -> LoaderContext:
+        """What it was built for."""
+        return self._context
+
     def preview(self, count: int) -> list[Example]:
         """Return the first examples of the first epoch as they go into rows."""
         self._lay_out(0)
         return [self._example(int(each)) for each in self._order[:count]]
+
+    def packed_rows(self, count: int) -> Batch | None:
+        """Return rows with several examples each, of the first epoch's first batch; all ranks'.
+
+        Args:
+            count: of rows at most, those with the most examples.
+
+        Returns:
+            None where no row has several examples. The position stays as it is.
+        """
+        self._lay_out(0)
+        found = [row for row in self._rows_of(0) if len(row) > 1]
+        if not found:
+            return None
+        found = sorted(found, key=len, reverse=True)[:count]
+        rows = [[self._example(each) for each in row] for row in found]
+        return self._options.collate(rows, torch.full((len(rows),), NO_SAMPLE), is_first=True)
 
     def close(self) -> None:
         """End the iterators."""

@@ -81,14 +81,19 @@ class Survey:
         lengths: int64, of the same: tokens of each row, cut.
         dropped: how many were left out, by reason.
         cut: how many of those kept lose tokens.
-        targets: tokens that are learned, in all kept rows.
+        learned: int64, of the kept: tokens of each that are learned.
     """
 
     kept: NDArray[np.int64]
     lengths: NDArray[np.int64]
     dropped: dict[str, int]
     cut: int
-    targets: int
+    learned: NDArray[np.int64]
+
+    @property
+    def targets(self) -> int:
+        """Tokens that are learned, in all kept rows."""
+        return int(self.learned.sum())
 
 
 def survey(
@@ -147,5 +152,5 @@ def survey(
             f"nothing to learn within {length} tokens": int(late.sum()),
         },
         cut=int(cut[keep].sum()),
-        targets=int(learned_tokens[keep].sum()),
+        learned=learned_tokens[kept],
     )
