@@ -66,19 +66,20 @@ def chat(
 ) -> None:
     r"""Talk with a model, which remembers what was said and prints as it writes.
 
-    The model is given the conversation as its tokenizer's chat template writes it. A
-    model that was finetuned on chats with a tokenizer that has no template has
-    learned ChatML: --chat-template chatml. Where the conversation is longer than the
-    model takes, the oldest messages are left out, and it says so. An encoder-decoder
-    without a template, such as T5, takes each message as a prompt of its own.
+    The model is given the conversation as its tokenizer's chat template writes
+    it. One that was finetuned on chats with a tokenizer that has no template has
+    learned ChatML: --chat-template chatml. Where the conversation is longer than
+    the model takes, the oldest messages are left out, and it says so. An
+    encoder-decoder without a template, such as T5, takes each message as a prompt
+    of its own.
 
-    /help lists what else can be done. Where the input is no terminal, each line of it
-    is a message, or a command, and only the answers are printed; what can't be done
-    then ends it.
+    /help lists what else can be done. Where the input is no terminal, each line
+    of it is a message or a command, and only the answers are printed; what can't
+    be done then ends it.
 
     Examples:
       foundry chat Qwen/Qwen2.5-0.5B-Instruct --precision bf16
-      foundry chat runs/my-run --chat-template chatml --system "Answer in one word."
+      foundry chat runs/my-run --chat-template chatml --system "Be brief."
       foundry chat exported --temperature 0.7 --top-p 0.9 --seed 1
       printf 'Hello!\nWhat did I say?\n' | foundry chat exported
     """

@@ -111,8 +111,9 @@ def generate(
 ) -> None:
     """Continue texts with a trained model, printing as it writes.
 
-    It ends where the model says so, by its end-of-sequence token or another one that
-    its files name. An encoder-decoder answers a prompt rather than to continue it.
+    A text ends at the end-of-sequence token, or at another one that the model's
+    files name. What an encoder-decoder writes stands below the prompt: it is an
+    answer and not its continuation.
 
     Examples:
       foundry generate runs/my-run --prompt "The capital of France is"
