@@ -1,11 +1,11 @@
 """``foundry data convert finetuning``: examples to MDS shards."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from foundry_sdk.cli.conversion_flags import json_object
 from foundry_sdk.errors import DataError
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def convert_finetuning(
     from foundry_sdk.data import convert_finetuning as function
 
     found = _preprocessor(preprocessor, dataset, skip=skip_preprocessing)
-    kwargs = _kwargs(tokenizer_kwargs)
+    kwargs = json_object(tokenizer_kwargs)
     with showing_progress() as report:
         cards = function(
             dataset=dataset,
@@ -151,13 +151,3 @@ def _preprocessor(name: str | None, dataset: str, *, skip: bool) -> "str | Prepr
             "prompt and response, or messages, already"
         )
     return catalog.find(PreprocessorSpec, name or dataset)()
-
-
-def _kwargs(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"--tokenizer-kwargs: not JSON ({error}): {text!r}") from error
-    if not isinstance(value, dict):
-        raise DataError(f"--tokenizer-kwargs: expected a JSON object such as {{}}, got {text!r}")
-    return value

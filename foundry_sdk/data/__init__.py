@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from foundry_sdk.data.convert.functions import convert_hf as convert_hf
     from foundry_sdk.data.convert.functions import convert_json as convert_json
     from foundry_sdk.data.convert.functions import convert_text as convert_text
+    from foundry_sdk.data.convert.options import ConversionOptions as ConversionOptions
     from foundry_sdk.data.convert.run import ConversionProgress as ConversionProgress
 
 _HOMES: Final = MappingProxyType(
@@ -20,6 +21,7 @@ _HOMES: Final = MappingProxyType(
         "foundry_sdk.data.card": ("DataCard",),
         "foundry_sdk.data.convert.finetuning": ("convert_finetuning",),
         "foundry_sdk.data.convert.functions": ("convert_hf", "convert_json", "convert_text"),
+        "foundry_sdk.data.convert.options": ("ConversionOptions",),
         "foundry_sdk.data.convert.run": ("ConversionProgress",),
     }
 )

@@ -163,24 +163,51 @@ def test_flags_of_hf_reach_the_function(tmp_path: Path, monkeypatch: pytest.Monk
     assert f"{tmp_path}/val: 1 documents, 1 rows, in 0 shards" in printed
 
 
-def test_the_defaults_are_those_of_the_functions() -> None:
+@pytest.mark.parametrize(
+    ("name", "words", "text_column"),
+    [
+        ("hf", ["--dataset", "x", "--out-root", "y"], True),
+        ("json", ["--path", "x", "--out-root", "y"], True),
+        ("text", ["--input-folder", "x", "--output-folder", "y"], False),
+    ],
+)
+def test_the_defaults_are_those_of_the_functions(
+    name: str, words: list[str], *, text_column: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is given, and of the recipe that it makes: as if nothing had been given."""
     import inspect
 
     from foundry_sdk.data.convert import functions
+    from foundry_sdk.data.convert.options import ConversionOptions, job_of, recipe_of
 
-    for name in ("convert_hf", "convert_json", "convert_text"):
-        command = inspect.signature(getattr(data, name)).parameters
-        function = inspect.signature(getattr(functions, name)).parameters
-        assert set(function) - set(command) == {"size_limit", "report"}
-        for key, parameter in command.items():
-            ours, theirs = parameter.default, function[key].default
-            if key == "compression":
-                ours = None if ours == "none" else ours
-            if key == "tokenizer_kwargs":
-                ours = json.loads(ours) or None
-            if key == "splits":
-                ours = ours or ()
-            assert ours == theirs, (name, key)
+    function = getattr(functions, f"convert_{name}")
+    seen: dict[str, Any] = {}
+
+    def record(**given: Any) -> Any:
+        seen.update(given)
+        card = DataCard(kind="text", split="val", samples=1, documents=1)
+        return {"val": card} if name == "hf" else card
+
+    monkeypatch.setattr(functions, f"convert_{name}", record)
+    run(name, *words)
+    shared = set(ConversionOptions.__annotations__)
+    assert shared - set(seen) == {"size_limit"}
+    given: Any = {key: seen[key] for key in shared & set(seen) - {"report"}}
+    unsaid: Any = {"compression": "zstd"} if name == "text" else {}
+    assert recipe_of(given) == recipe_of(unsaid)
+    assert job_of(given) == job_of({})
+    own = inspect.signature(function).parameters
+    assert ("text_column" in own) == text_column
+    for key in set(seen) - shared:
+        assert own[key].default in (seen[key], inspect.Parameter.empty), key
+
+
+def test_an_option_that_there_is_none_of_is_named() -> None:
+    from foundry_sdk.data import convert_json
+
+    wrong: Any = {"no_wrapp": True}
+    with pytest.raises(TypeError, match="'no_wrapp'; did you mean 'no_wrap'"):
+        convert_json(path="x", out_root="y", **wrong)
 
 
 def test_bad_tokenizer_arguments_are_named(lines: Path, tmp_path: Path) -> None:
