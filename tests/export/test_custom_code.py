@@ -1,5 +1,6 @@
 """The modelling file that goes with an export equals the trained model, whatever its options."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from foundry_sdk.export.files import write_config, write_weights
 from foundry_sdk.export.source import Source
 from foundry_sdk.models.mpt.model import MPT
 from foundry_sdk.models.mpt.options import (
-    AttentionSpec,
     AttentionTemperatureSpec,
     FFNSpec,
     RopeHFSpec,
@@ -21,23 +21,6 @@ from foundry_sdk.models.mpt.options import (
 from foundry_sdk.models.mpt.spec import MPTSpec
 
 transformers = pytest.importorskip("transformers")
-V, LENGTH = 67, 48
-
-
-def small(*, attention: dict[str, Any] | None = None, **options: Any) -> MPTSpec:
-    config = AttentionSpec(**{"attn_impl": "torch"} | (attention or {}))
-    defaults = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": LENGTH, "vocab_size": V}
-    return MPTSpec(**defaults | {"attn_config": config} | options)
-
-
-def filled(spec: MPTSpec) -> MPT:
-    model = spec.build(device="cpu").eval()
-    model.init_weights(2)
-    with torch.no_grad():
-        for index, parameter in enumerate(model.parameters()):
-            noise = torch.Generator().manual_seed(index)
-            parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.1)
-    return model
 
 
 GROUPED = {"attn_type": "grouped_query_attention", "kv_n_heads": 2}
@@ -48,41 +31,41 @@ LLAMA3 = RopeHFSpec(
     high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )
-SPECS = {
-    "learned, qk_ln, caps": small(
-        attention={"qk_ln": True, "attn_logit_softcapping": 1.5, "clip_qkv": 0.9},
-        final_logit_softcapping=2.0,
-        logit_scale="inv_sqrt_d_model",
-    ),
-    "alibi, window, multiquery": small(
-        attention={
+SPECS: dict[str, dict[str, Any]] = {
+    "learned, qk_ln, caps": {
+        "attention": {"qk_ln": True, "attn_logit_softcapping": 1.5, "clip_qkv": 0.9},
+        "final_logit_softcapping": 2.0,
+        "logit_scale": "inv_sqrt_d_model",
+    },
+    "alibi, window, multiquery": {
+        "attention": {
             "alibi": True,
             "alibi_bias_max": 4,
             "sliding_window_size": 7,
             "attn_type": "multiquery_attention",
         },
-        no_bias=True,
-        ffn_config=FFNSpec(ffn_act_fn={"name": "quick_gelu"}),
-    ),
-    "rope, groups, qk_gn, gated": small(
-        attention={"rope": True, "qk_gn": True, "fused_qkv": False, **GROUPED},
-        ffn_config=FFNSpec(ffn_type="mptglu", ffn_act_fn={"name": "elu", "alpha": 0.5}),
-        norm_type="rmsnorm",
-        head_dim=10,
-        tie_word_embeddings=False,
-    ),
-    "llama3, temperature": small(
-        attention={
+        "no_bias": True,
+        "ffn_config": FFNSpec(ffn_act_fn={"name": "quick_gelu"}),
+    },
+    "rope, groups, qk_gn, gated": {
+        "attention": {"rope": True, "qk_gn": True, "fused_qkv": False, **GROUPED},
+        "ffn_config": FFNSpec(ffn_type="mptglu", ffn_act_fn={"name": "elu", "alpha": 0.5}),
+        "norm_type": "rmsnorm",
+        "head_dim": 10,
+        "tie_word_embeddings": False,
+    },
+    "llama3, temperature": {
+        "attention": {
             "rope": True,
             "rope_impl": "hf",
             "rope_hf_config": LLAMA3,
             "attn_temperature_tuning": AttentionTemperatureSpec(floor_scale=8, attn_scale=0.5),
             "softmax_scale": 0.5,
         },
-        no_bias=True,
-        attention_bias=True,
-        logit_scale=0.7,
-    ),
+        "no_bias": True,
+        "attention_bias": True,
+        "logit_scale": 0.7,
+    },
 }
 
 
@@ -97,9 +80,14 @@ def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("modules")
 @pytest.mark.parametrize("case", SPECS)
 def test_the_copied_code_computes_the_same_logits_cached_and_padded(
-    case: str, tmp_path: Path
+    case: str,
+    tmp_path: Path,
+    small: Callable[..., MPTSpec],
+    filled: Callable[[MPTSpec], MPT],
+    ids: torch.Tensor,
 ) -> None:
-    spec = SPECS[case]
+    spec = small(**SPECS[case])
+    length = ids.shape[1]
     model = filled(spec)
     out = tmp_path / "".join(letter for letter in case if letter.isalnum())
     out.mkdir()
@@ -111,26 +99,27 @@ def test_the_copied_code_computes_the_same_logits_cached_and_padded(
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         out, dtype=torch.float32, trust_remote_code=True
     ).eval()
-    ids = torch.randint(0, V, (2, LENGTH), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model.logits(model(Batch(input_ids=ids, labels=ids)))
         whole = loaded(input_ids=ids, labels=ids)
         first = loaded(input_ids=ids[:, :20], use_cache=True)
         rest = loaded(input_ids=ids[:, 20:], past_key_values=first.past_key_values)
         padding = torch.zeros(2, 3, dtype=torch.long)
-        mask = torch.cat([padding, torch.ones_like(ids)], dim=1)[:, :LENGTH]
-        shifted = torch.cat([padding, ids], dim=1)[:, :LENGTH]
+        mask = torch.cat([padding, torch.ones_like(ids)], dim=1)[:, :length]
+        shifted = torch.cat([padding, ids], dim=1)[:, :length]
         padded = loaded(input_ids=shifted, attention_mask=mask).logits[:, 3:]
     largest = float(expected.abs().max())
     for logits in (whole.logits, torch.cat([first.logits, rest.logits], dim=1)):
         assert float((logits - expected).abs().max()) < 1e-4 * largest
-    assert float((padded - expected[:, : LENGTH - 3]).abs().max()) < 1e-4 * largest
+    assert float((padded - expected[:, : length - 3]).abs().max()) < 1e-4 * largest
     loss = torch.nn.functional.cross_entropy(expected[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     assert float(whole.loss) == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_an_export_with_its_own_code_is_certified(tmp_path: Path) -> None:
-    model = filled(SPECS["learned, qk_ln, caps"])
+def test_an_export_with_its_own_code_is_certified(
+    tmp_path: Path, small: Callable[..., MPTSpec], filled: Callable[[MPTSpec], MPT]
+) -> None:
+    model = filled(small(**SPECS["learned, qk_ln, caps"]))
     certificate = export_weights(model, None, tmp_path / "out", custom_code=True)
     assert certificate.architecture == "FoundryMPTForCausalLM"
     assert certificate.greedy_tokens + 16 * certificate.ties >= 16

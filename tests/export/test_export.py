@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from foundry_sdk.export.source import Source
 from foundry_sdk.export.trained import load_trained
 from foundry_sdk.models.mpt.model import MPT
 from foundry_sdk.models.mpt.options import (
-    AttentionSpec,
     AttentionTemperatureSpec,
     FFNSpec,
     RopeHFSpec,
@@ -29,26 +29,6 @@ from foundry_sdk.models.mpt.options import (
 from foundry_sdk.models.mpt.spec import MPTSpec
 
 transformers = pytest.importorskip("transformers")
-
-V, LENGTH = 67, 48
-
-
-def small(*, attention: dict[str, Any] | None = None, **options: Any) -> MPTSpec:
-    config = AttentionSpec(**{"attn_impl": "torch"} | (attention or {}))
-    defaults = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": LENGTH, "vocab_size": V}
-    return MPTSpec(**defaults | {"attn_config": config} | options)
-
-
-def filled(spec: MPTSpec) -> MPT:
-    """Return a model whose every parameter matters: no zero biases, no weights of one."""
-    model = spec.build(device="cpu").eval()
-    model.init_weights(2)
-    with torch.no_grad():
-        for index, parameter in enumerate(model.parameters()):
-            noise = torch.Generator().manual_seed(index)
-            parameter.add_(torch.randn(parameter.shape, generator=noise), alpha=0.1)
-    return model
-
 
 LLAMA = {"norm_type": "rmsnorm", "ffn_config": FFNSpec(ffn_type="mptglu")}
 GROUPED = {"rope": True, "attn_type": "grouped_query_attention", "kv_n_heads": 2}
@@ -59,72 +39,79 @@ LLAMA3 = RopeHFSpec(
     high_freq_factor=4.0,
     original_max_position_embeddings=16,
 )
-EQUALS: dict[str, tuple[str, MPTSpec]] = {
-    "alibi": ("MptForCausalLM", small(attention={"alibi": True}, no_bias=True)),
+EQUALS: dict[str, tuple[str, dict[str, Any]]] = {
+    "alibi": ("MptForCausalLM", {"attention": {"alibi": True}, "no_bias": True}),
     "alibi, 6 heads, clip, scales": (
         "MptForCausalLM",
-        small(
-            d_model=48,
-            n_heads=6,
-            attention={"alibi": True, "clip_qkv": 0.7, "softmax_scale": 0.4, "fused_qkv": False},
-            no_bias=True,
-            logit_scale="inv_sqrt_d_model",
-            tie_word_embeddings=False,
-        ),
+        {
+            "d_model": 48,
+            "n_heads": 6,
+            "attention": {"alibi": True, "clip_qkv": 0.7, "softmax_scale": 0.4, "fused_qkv": False},
+            "no_bias": True,
+            "logit_scale": "inv_sqrt_d_model",
+            "tie_word_embeddings": False,
+        },
     ),
-    "learned": ("GPT2LMHeadModel", small()),
-    "learned, no bias": ("GPT2LMHeadModel", small(no_bias=True, expansion_ratio=3)),
+    "learned": ("GPT2LMHeadModel", {}),
+    "learned, no bias": ("GPT2LMHeadModel", {"no_bias": True, "expansion_ratio": 3}),
     "learned, untied, scales": (
         "GPT2LMHeadModel",
-        small(tie_word_embeddings=False, logit_scale=0.3, attention={"softmax_scale": 0.5}),
+        {"tie_word_embeddings": False, "logit_scale": 0.3, "attention": {"softmax_scale": 0.5}},
     ),
     "learned, tanh gelu, separate": (
         "GPT2LMHeadModel",
-        small(
-            ffn_config=FFNSpec(ffn_act_fn={"name": "gelu", "approximate": "tanh"}),
-            attention={"fused_qkv": False},
-            norm_eps=1e-3,
-        ),
+        {
+            "ffn_config": FFNSpec(ffn_act_fn={"name": "gelu", "approximate": "tanh"}),
+            "attention": {"fused_qkv": False},
+            "norm_eps": 1e-3,
+        },
     ),
-    "rope": ("GPTNeoXForCausalLM", small(attention={"rope": True, "rope_theta": 500.0})),
+    "rope": ("GPTNeoXForCausalLM", {"attention": {"rope": True, "rope_theta": 500.0}}),
     "rope, untied, no bias, relu": (
         "GPTNeoXForCausalLM",
-        small(
-            attention={"rope": True},
-            no_bias=True,
-            tie_word_embeddings=False,
-            ffn_config=FFNSpec(ffn_act_fn={"name": "relu"}),
-        ),
+        {
+            "attention": {"rope": True},
+            "no_bias": True,
+            "tie_word_embeddings": False,
+            "ffn_config": FFNSpec(ffn_act_fn={"name": "relu"}),
+        },
     ),
     "rope, linear": (
         "GPTNeoXForCausalLM",
-        small(
-            attention={
+        {
+            "attention": {
                 "rope": True,
                 "rope_impl": "hf",
                 "rope_hf_config": RopeHFSpec(type="linear", factor=3.0),
             }
-        ),
+        },
     ),
-    "llama": ("LlamaForCausalLM", small(attention=GROUPED, no_bias=True, **LLAMA)),
+    "llama": ("LlamaForCausalLM", {"attention": GROUPED, "no_bias": True, **LLAMA}),
     "llama, biases, head_dim, llama3": (
         "LlamaForCausalLM",
-        small(
-            attention=GROUPED | {"rope_impl": "hf", "rope_hf_config": LLAMA3},
-            head_dim=10,
+        {
+            "attention": GROUPED | {"rope_impl": "hf", "rope_hf_config": LLAMA3},
+            "head_dim": 10,
             **LLAMA,
-        ),
+        },
     ),
     "llama, only attention biases": (
         "LlamaForCausalLM",
-        small(attention={"rope": True}, no_bias=True, attention_bias=True, **LLAMA),
+        {"attention": {"rope": True}, "no_bias": True, "attention_bias": True, **LLAMA},
     ),
 }
 
 
 @pytest.mark.parametrize("case", EQUALS)
-def test_transformers_computes_the_same_logits(case: str, tmp_path: Path) -> None:
-    name, spec = EQUALS[case]
+def test_transformers_computes_the_same_logits(
+    case: str,
+    tmp_path: Path,
+    small: Callable[..., MPTSpec],
+    filled: Callable[[MPTSpec], MPT],
+    ids: torch.Tensor,
+) -> None:
+    name, options = EQUALS[case]
+    spec = small(**options)
     model = filled(spec)
     architecture = architecture_of(spec)
     assert architecture.name == name
@@ -139,7 +126,6 @@ def test_transformers_computes_the_same_logits(case: str, tmp_path: Path) -> Non
     )
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(loaded).__name__ == name
-    ids = torch.randint(0, V, (2, LENGTH), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model.logits(model(Batch(input_ids=ids, labels=ids)))
         logits = loaded.eval()(input_ids=ids).logits
@@ -147,35 +133,40 @@ def test_transformers_computes_the_same_logits(case: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("spec", "reason"),
+    ("options", "reason"),
     [
-        (small(final_logit_softcapping=3.0), "final_logit_softcapping"),
-        (small(attention={"attn_logit_softcapping": 3.0}), "attn_logit_softcapping"),
-        (small(attention={"qk_ln": True}), "qk_ln"),
-        (small(attention={"qk_gn": True}), "qk_gn"),
-        (small(attention={"sliding_window_size": 4}), "sliding_window_size"),
+        ({"final_logit_softcapping": 3.0}, "final_logit_softcapping"),
+        ({"attention": {"attn_logit_softcapping": 3.0}}, "attn_logit_softcapping"),
+        ({"attention": {"qk_ln": True}}, "qk_ln"),
+        ({"attention": {"qk_gn": True}}, "qk_gn"),
+        ({"attention": {"sliding_window_size": 4}}, "sliding_window_size"),
         (
-            small(attention={"attn_temperature_tuning": AttentionTemperatureSpec(attn_scale=1.0)}),
+            {"attention": {"attn_temperature_tuning": AttentionTemperatureSpec(attn_scale=1.0)}},
             "attn_temperature_tuning",
         ),
-        (small(attention={"alibi": True}), "MptForCausalLM is the nearest.*\n.*no_bias"),
-        (small(attention={"alibi": True, "alibi_bias_max": 16}, no_bias=True), "alibi_bias_max"),
-        (small(attention={"alibi": True}, no_bias=True, expansion_ratio=2), "hidden size of 64"),
-        (small(attention={"clip_qkv": 1.0}), "clip_qkv"),
-        (small(norm_type="rmsnorm"), "layer norms"),
-        (small(ffn_config=FFNSpec(ffn_type="mptglu")), "no gate"),
-        (small(attention=GROUPED), "kv_n_heads 2"),
-        (small(head_dim=10), "head_dim 10"),
-        (small(learned_pos_emb=False), "always has learned positions"),
-        (small(ffn_config=FFNSpec(ffn_act_fn={"name": "celu"})), "ffn_act_fn celu"),
+        ({"attention": {"alibi": True}}, "MptForCausalLM is the nearest.*\n.*no_bias"),
+        ({"attention": {"alibi": True, "alibi_bias_max": 16}, "no_bias": True}, "alibi_bias_max"),
+        (
+            {"attention": {"alibi": True}, "no_bias": True, "expansion_ratio": 2},
+            "hidden size of 64",
+        ),
+        ({"attention": {"clip_qkv": 1.0}}, "clip_qkv"),
+        ({"norm_type": "rmsnorm"}, "layer norms"),
+        ({"ffn_config": FFNSpec(ffn_type="mptglu")}, "no gate"),
+        ({"attention": GROUPED}, "kv_n_heads 2"),
+        ({"head_dim": 10}, "head_dim 10"),
+        ({"learned_pos_emb": False}, "always has learned positions"),
+        ({"ffn_config": FFNSpec(ffn_act_fn={"name": "celu"})}, "ffn_act_fn celu"),
     ],
 )
-def test_what_has_no_equal_is_refused_with_the_reason(spec: MPTSpec, reason: str) -> None:
+def test_what_has_no_equal_is_refused_with_the_reason(
+    options: dict[str, Any], reason: str, small: Callable[..., MPTSpec]
+) -> None:
     with pytest.raises(ExportError, match=reason):
-        architecture_of(spec)
+        architecture_of(small(**options))
 
 
-def test_a_refusal_names_every_reason() -> None:
+def test_a_refusal_names_every_reason(small: Callable[..., MPTSpec]) -> None:
     spec = small(attention={"qk_ln": True, "sliding_window_size": 3}, final_logit_softcapping=9.0)
     with pytest.raises(ExportError) as caught:
         architecture_of(spec)
@@ -183,7 +174,9 @@ def test_a_refusal_names_every_reason() -> None:
         assert name in str(caught.value)
 
 
-def test_an_export_is_certified_in_shards_and_sixteen_bits(tmp_path: Path) -> None:
+def test_an_export_is_certified_in_shards_and_sixteen_bits(
+    tmp_path: Path, small: Callable[..., MPTSpec], filled: Callable[[MPTSpec], MPT]
+) -> None:
     model = filled(small(logit_scale=0.5))
     before = {name: p.clone() for name, p in model.named_parameters()}
     out = tmp_path / "new" / "export"
@@ -204,26 +197,28 @@ def test_an_export_is_certified_in_shards_and_sixteen_bits(tmp_path: Path) -> No
     assert loaded.dtype == torch.bfloat16
 
 
-def exported(tmp_path: Path) -> tuple[MPT, Path, dict[str, list[int]]]:
-    model = filled(small())
+def exported(model: MPT, tmp_path: Path) -> dict[str, list[int]]:
     architecture = architecture_of(model.spec)
     source = Source(spec=model.spec, get=dict(model.named_parameters()).get)
     tensors = write_weights(tmp_path, architecture, source, dtype=torch.float32)
     write_config(tmp_path, architecture, tied=True, dtype=torch.float32, tokenizer=None)
-    return model, tmp_path, tensors
+    return tensors
 
 
 @pytest.mark.slow
-def test_another_value_an_extra_tensor_and_a_missing_one_do_not_pass(tmp_path: Path) -> None:
+def test_another_value_an_extra_tensor_and_a_missing_one_do_not_pass(
+    tmp_path: Path, small: Callable[..., MPTSpec], filled: Callable[[MPTSpec], MPT]
+) -> None:
     from safetensors.torch import load_file, save_file
 
-    model, folder, tensors = exported(tmp_path)
-    whole = load_file(folder / "model.safetensors")
+    model = filled(small())
+    tensors = exported(model, tmp_path)
+    whole = load_file(tmp_path / "model.safetensors")
 
     def check(changed: dict[str, torch.Tensor], message: str) -> None:
-        save_file(changed, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(ExportError, match=message):
-            compare(model, folder, tensors=tensors, tokenizer=None, tolerance=1e-4)
+            compare(model, tmp_path, tensors=tensors, tokenizer=None, tolerance=1e-4)
 
     name = "transformer.h.1.attn.c_attn.weight"
     other = whole[name].clone()
@@ -233,14 +228,18 @@ def test_another_value_an_extra_tensor_and_a_missing_one_do_not_pass(tmp_path: P
     check({k: v for k, v in whole.items() if k != name}, "c_attn.weight: None in the files")
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_holds_something_is_left_alone(
+    tmp_path: Path, small: Callable[..., MPTSpec], filled: Callable[[MPTSpec], MPT]
+) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExportError, match="already holds something"):
         export_weights(filled(small()), None, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
-def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path) -> None:
+def test_nothing_is_left_of_an_export_that_fails(
+    tmp_path: Path, small: Callable[..., MPTSpec], filled: Callable[[MPTSpec], MPT]
+) -> None:
     model = filled(small())
     with torch.no_grad():
         model.transformer.norm_f.weight[0] = torch.nan
@@ -249,10 +248,12 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def run_folder(tmp_path: Path, tokenizer: Path) -> tuple[Path, MPT]:
-    """Return what a run leaves behind: spec.yaml and one checkpoint."""
-    spec = small(vocab_size=50368, d_model=16)
-    model = filled(spec)
+@pytest.fixture
+def run_folder(
+    tmp_path: Path, tokenizer: Path, small: Callable[..., MPTSpec], filled: Callable[[MPTSpec], MPT]
+) -> tuple[Path, MPT]:
+    """Return what a run leaves behind, spec.yaml and one checkpoint, and its model."""
+    model = filled(small(vocab_size=50368, d_model=16))
     run = tmp_path / "run"
     run.mkdir()
     values = {"model": model.config(), "tokenizer": {"name": str(tokenizer), "kwargs": {}}}
@@ -273,9 +274,9 @@ def tokenizer() -> Path:
 
 
 def test_a_runs_newest_checkpoint_is_exported_with_its_tokenizer(
-    tmp_path: Path, tokenizer: Path
+    tmp_path: Path, run_folder: tuple[Path, MPT]
 ) -> None:
-    run, model = run_folder(tmp_path, tokenizer)
+    run, model = run_folder
     certificate = export_model(run, tmp_path / "out")
     assert certificate.architecture == "GPT2LMHeadModel"
     assert len(certificate.prompts) == 4
@@ -289,9 +290,9 @@ def test_a_runs_newest_checkpoint_is_exported_with_its_tokenizer(
 
 
 def test_a_checkpoint_without_its_run_still_knows_its_model(
-    tmp_path: Path, tokenizer: Path
+    tmp_path: Path, run_folder: tuple[Path, MPT]
 ) -> None:
-    run, model = run_folder(tmp_path, tokenizer)
+    run, model = run_folder
     (run / "checkpoints" / "step-000003").rename(tmp_path / "step-000003")
     trained = load_trained(tmp_path / "step-000003")
     assert trained.tokenizer is None
