@@ -135,6 +135,11 @@ class _Talk:
                 if not self._interactive:
                     raise
                 self._notes.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+            except KeyboardInterrupt:
+                if not self._interactive:
+                    raise
+                self._console.print()
+                self._note("Broken off.")
 
     def _greet(self, model: str) -> None:
         chat = self._chat
@@ -188,18 +193,10 @@ class _Talk:
             )
         if self._interactive:
             console.print()
-        broken_off = False
-        try:
-            for piece in pieces:
-                console.out(piece, end="", highlight=False, style="cyan")
-        except KeyboardInterrupt:
-            if not self._interactive:
-                raise
-            broken_off = True
+        for piece in pieces:
+            console.out(piece, end="", highlight=False, style="cyan")
         console.print()
-        if broken_off:
-            self._note("Broken off.")
-        elif chat.ended == "max_new_tokens":
+        if chat.ended == "max_new_tokens":
             self._note("Cut off at --max-new-tokens.")
         elif chat.ended == "length":
             self._note("Cut off: the model takes no more tokens. /undo or /reset makes room.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from foundry_sdk.errors import ExportError
 from foundry_sdk.export.certificate import TOLERANCE, Certificate, compare
 from foundry_sdk.export.files import digests, write_json
+from foundry_sdk.export.opened import named_ends
 from foundry_sdk.models.huggingface.adapters import (
     ADAPTER_FILE,
     adapters_of,
@@ -119,6 +120,11 @@ def _write_whole(folder: Path, model: HFModel, dtype: torch.dtype, shard_bytes: 
         if key in config:
             config[key] = str(dtype).removeprefix("torch.")
     write_json(file, {**config, "use_cache": True})
+    ends = named_ends(find_source(model.spec).folder)
+    if ends is not None:  # of a chat model more tokens than config.json names
+        file = folder / "generation_config.json"
+        generation = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_json(file, {**generation, "eos_token_id": ends})
 
 
 def _write_adapters(folder: Path, model: HFModel, dtype: torch.dtype) -> Path:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import torch
 
-from foundry_sdk.errors import CheckpointError
+from foundry_sdk.errors import CheckpointError, DeviceMemoryError, SpecError
 from foundry_sdk.export.exporter import DTYPES, Precision
 from foundry_sdk.export.opened import (
     cast_parameters,
@@ -81,17 +81,48 @@ class Writer:
         Raises:
             ValueError: the prompt leaves no room, or an option is out of range.
         """
-        return stream(
-            self.reader,
-            self.tokenizer,
-            prompt,
-            device=self.device,
-            max_new_tokens=max_new_tokens,
-            max_length=self.max_length,
-            sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
-            ends=self.ends,
-            stop=stop,
-        )
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return self._write(prompt, max_new_tokens, sampling, stop)
+
+    def _write(
+        self, prompt: str | Sequence[int], max_new_tokens: int, sampling: Sampling, stop: str | None
+    ) -> Generator[str, None, Ended]:
+        try:
+            return (
+                yield from stream(
+                    self.reader,
+                    self.tokenizer,
+                    prompt,
+                    device=self.device,
+                    max_new_tokens=max_new_tokens,
+                    max_length=self.max_length,
+                    sampling=sampling,
+                    ends=self.ends,
+                    stop=stop,
+                )
+            )
+        except torch.OutOfMemoryError as error:
+            raise _no_memory(self.device) from error
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(name)
+    except RuntimeError as error:
+        raise SpecError(f"device: expected cpu, cuda or cuda:1 …, got {name!r}") from error
+    count = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise SpecError(f"device: {name!r} is not here: there are {count} GPUs")
+    return chosen
+
+
+def _no_memory(device: torch.device) -> DeviceMemoryError:
+    return DeviceMemoryError(
+        f"{device} has no memory left for the model and its text; bf16 weights (--precision bf16) "
+        "take half of fp32's, a shorter text takes less"
+    )
 
 
 def open_writer(
@@ -107,9 +138,17 @@ def open_writer(
 
     Raises:
         CheckpointError: there is no model, or nothing says which tokenizer it has.
+        DeviceMemoryError: the device has no room for it.
+        SpecError: there is no such device.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = DTYPES[precision]
+    chosen = _device(device)
+    try:
+        return _open(path, chosen, DTYPES[precision])
+    except torch.OutOfMemoryError as error:
+        raise _no_memory(chosen) from error
+
+
+def _open(path: str | Path, chosen: torch.device, dtype: torch.dtype) -> Writer:
     folder = Path(path).expanduser()
     opened: Opened | None = None
     if holds_files(folder):

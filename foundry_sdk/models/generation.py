@@ -119,7 +119,8 @@ def stream(
         ValueError: the prompt leaves no room for a token.
     """
     ids = encode(tokenizer, prompt) if isinstance(prompt, str) else list(prompt)
-    new: list[int] = []
+    decoder = _Decoder(tokenizer, ids)
+    count = 0
     text = written = ""
     ended: Ended = "max_new_tokens"
     with torch.no_grad():
@@ -136,10 +137,10 @@ def stream(
             if token is None:
                 ended = "end"
                 break
-            new.append(token)
-            text = _continuation(tokenizer, ids, new)
-            if stop is not None and stop in text:
-                text, ended = text[: text.index(stop)], "end"
+            count += 1
+            text = decoder.add(token)
+            if stop is not None and (found := text.find(stop, len(written))) >= 0:
+                text, ended = text[:found], "end"
                 break
             ready = text[: len(text) - _begun(text, stop)]
             # a character whose other bytes are still to come ends in a replacement
@@ -148,7 +149,7 @@ def stream(
                 written = ready
     if len(text) > len(written):
         yield text[len(written) :]
-    return "length" if ended != "end" and len(new) < max_new_tokens else ended
+    return "length" if ended != "end" and count < max_new_tokens else ended
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
@@ -158,6 +159,25 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompt: str) -> list[int]:
         return ids
     first = tokenizer.bos_token_id
     return [tokenizer.eos_token_id if first is None else first]
+
+
+class _Decoder:
+    """Turns tokens that come one by one into text, without decoding all of them each time."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._before = list(prompt)
+        self._new: list[int] = []
+        self._done = ""
+
+    def add(self, token: int) -> str:
+        """Return the text of all tokens so far."""
+        self._new.append(token)
+        text = _continuation(self._tokenizer, self._before, self._new)
+        if len(self._new) >= _CONTEXT and not text.endswith("\ufffd"):
+            self._done, text = self._done + text, ""
+            self._before, self._new = self._new, []
+        return self._done + text
 
 
 def _begun(text: str, stop: str | None) -> int:

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,7 +249,13 @@ def test_at_a_terminal_nothing_ends_the_conversation_but_its_user(
 @pytest.mark.slow
 def test_a_real_terminal(model: Path, tmp_path: Path) -> None:
     keyboard, terminal = pty.openpty()
-    arguments = ["chat", str(model), "--chat-template", "chatml", "--max-new-tokens", "150"]
+    endless = tmp_path / "endless"
+    shutil.copytree(model, endless)
+    config = json.loads((endless / "config.json").read_text())
+    (endless / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 1_000_000})
+    )
+    arguments = ["chat", "endless", "--chat-template", "chatml", "--max-new-tokens", "900000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "foundry_sdk", *arguments],
         stdin=terminal,
@@ -256,7 +263,7 @@ def test_a_real_terminal(model: Path, tmp_path: Path) -> None:
         stderr=terminal,
         cwd=tmp_path,
         start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        env={**os.environ, "NO_COLOR": "", "TERM": "xterm", "COLUMNS": "100"},
     )
     os.close(terminal)
     shown = ""
@@ -274,6 +281,9 @@ def test_a_real_terminal(model: Path, tmp_path: Path) -> None:
         until("you: ")
         os.write(keyboard, b"hello\n")
         until("hello")
+        until("\x1b[36m")  # the colour of an answer
+        process.send_signal(signal.SIGINT)
+        until("Broken off.")
         until("you: ")
         process.send_signal(signal.SIGINT)
         until("Ctrl-D or /exit ends")

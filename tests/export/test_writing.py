@@ -16,12 +16,14 @@ from families import CONFIGS, LORA, VOCABULARY, make
 from foundry_sdk.checkpoint.ranks import SoloRanks
 from foundry_sdk.checkpoint.state import model_and_optimizer_tensors
 from foundry_sdk.checkpoint.store import CheckpointStore
-from foundry_sdk.errors import CheckpointError
+from foundry_sdk.errors import CheckpointError, DeviceMemoryError, SpecError
 from foundry_sdk.export.architectures import architecture_of, custom_architecture
+from foundry_sdk.export.exporter import export_transformers
 from foundry_sdk.export.files import write_config, write_weights
 from foundry_sdk.export.source import Source
 from foundry_sdk.export.writing import open_writer
 from foundry_sdk.models.generation import encode
+from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
 from foundry_sdk.models.huggingface.spec import HFCausalLMSpec, HFModelSpec, HFSeq2SeqSpec
 from foundry_sdk.models.mpt.options import AttentionSpec
 from foundry_sdk.models.mpt.spec import MPTSpec
@@ -294,3 +296,33 @@ def test_why_a_text_ended(tmp_path: Path, tokenizer: Any) -> None:
     # the text that stops is no part of the answer, nor are its beginnings printed early
     stop = " ".join(words[2:4])
     assert ended(PROMPT, max_new_tokens=6, stop=stop) == (whole[: whole.index(stop)], "end")
+
+
+def test_a_device_that_is_not_here_or_full(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved("llama", tmp_path, tokenizer)
+    for name, message in (("gpu", "expected cpu, cuda"), ("cuda:99", "'cuda:99' is not here")):
+        with pytest.raises(SpecError, match=message):
+            open_writer(tmp_path, device=name)
+    writer = open_writer(tmp_path, device="cpu")
+
+    def full(self: TransformersReader, input_ids: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TransformersReader, "_read", full)
+    with pytest.raises(DeviceMemoryError, match="--precision bf16"):
+        next(writer.write(PROMPT, max_new_tokens=1))
+
+
+def test_an_export_keeps_the_tokens_that_end_its_answers(tmp_path: Path, tokenizer: Any) -> None:
+    saved("llama", tmp_path / "base", tokenizer)
+    file = tmp_path / "base" / "generation_config.json"
+    file.write_text(json.dumps({"eos_token_id": [EOS, 7], "repetition_penalty": 2.0}))
+    model = HFCausalLMSpec(pretrained_model_name_or_path=str(tmp_path / "base")).build(device="cpu")
+    model.init_weights(0)
+    assert isinstance(model, HFCausalLM)
+    export_transformers(model, tokenizer, tmp_path / "out")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert loaded.generation_config.eos_token_id == [EOS, 7]
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == 2

@@ -1,5 +1,6 @@
 """Generation: batches, both readers, and how a token is chosen."""
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -209,3 +210,49 @@ def test_a_sharded_model_writes_what_a_whole_one_writes(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+
+
+class Dictation:
+    """Says one text, token by token."""
+
+    def __init__(self, ids: list[int], vocabulary: int) -> None:
+        self._says = iter(ids)
+        self._vocabulary = vocabulary
+
+    def start(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        token = torch.tensor([next(self._says)])
+        return torch.nn.functional.one_hot(token, self._vocabulary).float()
+
+    def step(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        return self.start(tokens, positions)
+
+
+TEXT = "naïve café 漢字かな 🙂👩‍👩‍👧  two  spaces , a comma .\n\tdef f(x):\n  return 'x'\n" * 6
+
+
+@pytest.mark.parametrize("stop", [None, "<stop>", " return"])
+def test_a_long_stream_is_what_decoding_it_at_once_says(stop: str | None) -> None:
+    data = os.environ.get("FOUNDRY_TEST_DATA")
+    if data is None:
+        pytest.skip("FOUNDRY_TEST_DATA does not name the folder with gpt-neox-20b/")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(f"{data}/gpt-neox-20b")
+    ids = tokenizer(TEXT)["input_ids"]
+    pieces = list(
+        stream(
+            Dictation([*ids, tokenizer.eos_token_id], len(tokenizer)),
+            tokenizer,
+            "A text:",
+            device=torch.device("cpu"),
+            max_new_tokens=len(ids) + 1,
+            max_length=None,
+            sampling=Sampling(),
+            ends={tokenizer.eos_token_id},
+            stop=stop,
+        )
+    )
+    expected = TEXT if stop is None else TEXT.partition(stop)[0]
+    assert "".join(pieces) == expected
+    assert len(ids) > 200
+    assert len(pieces) > len(tokenizer(expected)["input_ids"]) / 3
