@@ -86,6 +86,27 @@ def is_scalar(value: object, scalar: type) -> bool:
     return isinstance(value, (int, float) if scalar is float else scalar)
 
 
+def as_declared(value: object, annotation: Any) -> object:  # noqa: ANN401
+    """Return a value with floats for the ints that reading would make floats of.
+
+    Defaults, and values that are given in Python, may have an int where a float is declared.
+    """
+    arms = get_args(annotation) if is_union(annotation) else (annotation,)
+    if isinstance(value, int) and not isinstance(value, bool):
+        literal = any(get_origin(arm) is Literal and fits(value, arm) for arm in arms)
+        return float(value) if float in arms and int not in arms and not literal else value
+    if isinstance(value, list | tuple):
+        inner = next((get_args(arm) for arm in arms if is_sequence(arm)), ())
+        if len(inner) == 1 or (len(inner) == 2 and inner[1] is Ellipsis):
+            return [as_declared(item, inner[0]) for item in value]
+        if len(inner) == len(value):
+            return [as_declared(item, of) for item, of in zip(value, inner, strict=True)]
+    if isinstance(value, Mapping):
+        inner = next((get_args(arm) for arm in arms if is_mapping(arm)), ())
+        return {key: as_declared(item, inner[1]) for key, item in value.items()} if inner else value
+    return value
+
+
 def is_union(annotation: Any) -> bool:  # noqa: ANN401
     """Tell ``A | B`` and ``Optional[A]``."""
     return get_origin(annotation) in (Union, types.UnionType)

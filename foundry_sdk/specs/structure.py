@@ -9,9 +9,10 @@ from typing import Any, Final, TypeVar
 import attrs
 
 from foundry_sdk.component import ComponentSpec
-from foundry_sdk.errors import SpecError
+from foundry_sdk.errors import PluginError, SpecError
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.specs import checks
+from foundry_sdk.specs.annotations import as_declared, field_types
 from foundry_sdk.specs.converter import Mistakes, SpecConverter, construct
 from foundry_sdk.specs.document import Document, load
 from foundry_sdk.specs.legacy import translate
@@ -103,6 +104,9 @@ def run_spec(document: Document, spec: type[R], catalog: Catalog) -> tuple[R, tu
 def unstructure(spec: RunSpec) -> dict[str, Any]:
     """Return a spec as the plain values of a document: every field, defaults included.
 
+    An int where the field is a float becomes one, as in reading, so that what is read again is
+    printed alike.
+
     ``run_spec(from_values(unstructure(spec)), type(spec), catalog)`` gives an equal spec.
     """
     values: dict[str, Any] = plain(spec)
@@ -142,8 +146,14 @@ def _tagged(value: Any) -> dict[str, Any]:  # noqa: ANN401
 
 
 def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    try:
+        annotations = field_types(type(value))
+    except PluginError:  # of a spec made in Python, which no file can name
+        annotations = {}
     return {
-        field.alias or field.name: plain(getattr(value, field.name))
+        field.alias or field.name: plain(
+            as_declared(getattr(value, field.name), annotations.get(field.name))
+        )
         for field in attrs.fields(type(value))
         if field.init
     }

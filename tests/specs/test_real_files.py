@@ -1,14 +1,17 @@
 """Spec files of the project, and LLM Foundry's, through the real components."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
+import attrs
 import pytest
 
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs.document import from_values
 from foundry_sdk.specs.run import FinetuneSpec, PretrainSpec
-from foundry_sdk.specs.structure import read, run_spec, spec_class, unstructure
+from foundry_sdk.specs.structure import plain, read, run_spec, spec_class, to_yaml, unstructure
 from foundry_sdk.units import Duration
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +59,42 @@ def test_finetuning_files_of_llm_foundry_are_read_unchanged(builtins: Catalog, p
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_example_is_a_spec_and_reads_back(builtins: Catalog, path: Path) -> None:
-    spec, _ = read(path, PretrainSpec, catalog=builtins)
-    assert run_spec(from_values(unstructure(spec)), PretrainSpec, builtins)[0] == spec
+def test_every_example_is_a_spec_without_notices_and_reads_back(
+    builtins: Catalog, path: Path
+) -> None:
+    of = spec_class(path)
+    spec, notices = read(path, of, catalog=builtins)
+    assert notices == ()
+    assert run_spec(from_values(unstructure(spec)), of, builtins)[0] == spec
+
+
+@pytest.mark.parametrize("path", [LLM_FOUNDRY, *FINETUNING, *EXAMPLES], ids=lambda path: path.stem)
+def test_what_is_printed_is_printed_alike_once_it_is_read(
+    builtins: Catalog, path: Path, tmp_path: Path
+) -> None:
+    of = spec_class(path)
+    printed = to_yaml(read(path, of, catalog=builtins)[0])
+    again = tmp_path / "printed.yaml"
+    again.write_text(printed, encoding="utf-8")
+    assert to_yaml(read(again, of, catalog=builtins)[0]) == printed
+
+
+def test_whole_numbers_are_printed_as_what_their_field_is() -> None:
+    @attrs.frozen(kw_only=True)
+    class Numbers:
+        rate: float = 4
+        maybe: float | None = 4
+        ratio: float | str | None = 4
+        either: int | float = 4
+        exact: float | Literal[4] = 4
+        pair: tuple[float, int] = (4, 4)
+        several: tuple[float, ...] = (4, 5)
+        named: Mapping[str, float] = attrs.field(factory=lambda: {"a": 4})
+        count: int = 4
+        on: bool = True
+        anything: Any = 4
+
+    assert repr(plain(Numbers())) == (
+        "{'rate': 4.0, 'maybe': 4.0, 'ratio': 4.0, 'either': 4, 'exact': 4, 'pair': [4.0, 4], "
+        "'several': [4.0, 5.0], 'named': {'a': 4.0}, 'count': 4, 'on': True, 'anything': 4}"
+    )
