@@ -5,11 +5,14 @@ import json
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from foundry_sdk.data.convert import hub, jsonlines, run, textfiles, units
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SMALL_UNIT = 20_000
 
@@ -40,6 +43,49 @@ def save_byte_level_bpe(folder: Path, texts: list[str]) -> str:
     )
     wrapped.save_pretrained(folder)
     return str(folder)
+
+
+class Trainer:
+    """Trains tokenizers of the kinds that models are published with.
+
+    Args:
+        sample: what they are trained on.
+    """
+
+    def __init__(self, sample: list[str]) -> None:
+        self.sample = sample
+
+    def byte_level(self, pre_tokenizer: Any, normalizer: Any = None) -> "Tokenizer":
+        """Return a BPE of bytes."""
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizer
+        if normalizer is not None:
+            tokenizer.normalizer = normalizer
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=1200,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            special_tokens=["<|endoftext|>"],
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(self.sample, trainer)
+        return tokenizer
+
+    def split_by(self, pattern: str, normalizer: Any = None) -> "Tokenizer":
+        """Return a BPE of bytes whose words are those of a pattern."""
+        from tokenizers import Regex, pre_tokenizers
+
+        words = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+        as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return self.byte_level(pre_tokenizers.Sequence([words, as_bytes]), normalizer)
+
+
+@pytest.fixture(scope="session")
+def trainer_on() -> type[Trainer]:
+    """Return the class of trainers, to be called with a sample."""
+    return Trainer
 
 
 @pytest.fixture(scope="session")

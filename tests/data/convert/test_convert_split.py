@@ -1,5 +1,6 @@
 """Cuts of long documents change no ids, for the tokenizers that are said to be safe."""
 
+import functools
 import json
 import random
 from collections.abc import Callable
@@ -11,9 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
-    Regex,
     Tokenizer,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
@@ -36,57 +35,40 @@ SAMPLE = [
 ]
 
 
-def byte_level(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizer
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1500,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SAMPLE, trainer)
+def with_spaces(tokenizer: Tokenizer) -> Tokenizer:
+    """Add runs of spaces, as they are in tokenizers for code."""
     tokenizer.add_tokens(["    ", "  "])
     return tokenizer
 
 
-def by_regex(pattern: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+def gpt2() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
-PROVEN: dict[str, Callable[[], Tokenizer]] = {
-    "gpt-neox": lambda: byte_level(
-        pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFC()
-    ),
-    "gpt2": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
-    "llama3": lambda: byte_level(by_regex(GPT4)),
-    "qwen2": lambda: byte_level(by_regex(QWEN), normalizers.NFKC()),
-    "digits": lambda: byte_level(
-        pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+PROVEN: dict[str, Callable[[Any], Tokenizer]] = {
+    "gpt-neox": lambda train: train.byte_level(gpt2(), normalizers.NFC()),
+    "gpt2": lambda train: train.byte_level(gpt2()),
+    "llama3": lambda train: train.split_by(GPT4),
+    "qwen2": lambda train: train.split_by(QWEN, normalizers.NFKC()),
+    "digits": lambda train: train.byte_level(
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(), gpt2()])
     ),
 }
-made: dict[str, tuple[Splitter, Tokenizer]] = {}
+SplitterOf = Callable[[str], tuple[Splitter, Tokenizer]]
 
 
-def splitter_of(name: str) -> tuple[Splitter, Tokenizer]:
-    if name not in made:
-        tokenizer = PROVEN[name]()
+@pytest.fixture(scope="module")
+def splitter_of(trainer_on: Any) -> SplitterOf:
+    """Return a function that makes a tokenizer of ``PROVEN`` and its splitter, once."""
+    train = trainer_on(SAMPLE)
+
+    @functools.cache
+    def make(name: str) -> tuple[Splitter, Tokenizer]:
+        tokenizer = with_spaces(PROVEN[name](train))
         serialized = tokenizer.to_str()
-        made[name] = (
-            Splitter(rust_encoder(serialized), guarantee_of(serialized)),
-            tokenizer,
-        )
-    return made[name]
+        return Splitter(rust_encoder(serialized), guarantee_of(serialized)), tokenizer
+
+    return make
 
 
 TEXTS = st.text(
@@ -100,7 +82,9 @@ TEXTS = st.text(
 @pytest.mark.parametrize("name", sorted(PROVEN))
 @settings(deadline=None, max_examples=150)
 @given(text=TEXTS, length=st.integers(1, 30))
-def test_pieces_have_the_ids_of_the_whole(name: str, text: str, length: int) -> None:
+def test_pieces_have_the_ids_of_the_whole(
+    splitter_of: SplitterOf, name: str, text: str, length: int
+) -> None:
     splitter, tokenizer = splitter_of(name)
     assert splitter.guarantee == "proven"
     pieces = list(splitter.pieces(text, length))
@@ -111,7 +95,9 @@ def test_pieces_have_the_ids_of_the_whole(name: str, text: str, length: int) -> 
 
 @pytest.mark.parametrize("name", sorted(PROVEN))
 @pytest.mark.parametrize("length", [256, 1000])
-def test_real_text_is_cut_often_and_without_loss(name: str, length: int) -> None:
+def test_real_text_is_cut_often_and_without_loss(
+    splitter_of: SplitterOf, name: str, length: int
+) -> None:
     splitter, tokenizer = splitter_of(name)
     for text in SAMPLE:
         pieces = list(splitter.pieces(text, length))
@@ -120,7 +106,7 @@ def test_real_text_is_cut_often_and_without_loss(name: str, length: int) -> None
         assert ids == tokenizer.encode(text).ids
 
 
-def test_a_cut_depends_on_the_text_behind_its_start_only() -> None:
+def test_a_cut_depends_on_the_text_behind_its_start_only(splitter_of: SplitterOf) -> None:
     splitter, _ = splitter_of("gpt2")
     text = SAMPLE[0]
     ends = [0]
@@ -157,17 +143,20 @@ def no_pre_tokenizer() -> Tokenizer:
 @pytest.mark.parametrize(
     ("guarantee", "make"),
     [
-        ("checked", unigram),
-        ("none", lambda: unigram(prepend_scheme="first", split=False)),
-        ("checked", no_pre_tokenizer),
-        ("checked", lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True))),
-        ("none", lambda: byte_level(pre_tokenizers.ByteLevel(use_regex=False))),
+        ("checked", lambda _: unigram()),
+        ("none", lambda _: unigram(prepend_scheme="first", split=False)),
+        ("checked", lambda _: no_pre_tokenizer()),
+        (
+            "checked",
+            lambda train: train.byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        ),
+        ("none", lambda train: train.byte_level(pre_tokenizers.ByteLevel(use_regex=False))),
     ],
 )
 def test_other_tokenizers_are_tried_out_at_each_cut(
-    guarantee: Guarantee, make: Callable[[], Tokenizer]
+    trainer_on: Any, guarantee: Guarantee, make: Callable[[Any], Tokenizer]
 ) -> None:
-    tokenizer = make()
+    tokenizer = make(trainer_on(SAMPLE))
     serialized = tokenizer.to_str()
     assert guarantee_of(serialized) == guarantee
     splitter = Splitter(rust_encoder(serialized), guarantee)
@@ -185,8 +174,8 @@ def test_other_tokenizers_are_tried_out_at_each_cut(
     assert guarantee == "checked" or not exact_texts
 
 
-def test_a_tokenizer_whose_own_tokens_cross_a_cut_is_not_proven() -> None:
-    tokenizer = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False))
+def test_a_tokenizer_whose_own_tokens_cross_a_cut_is_not_proven(trainer_on: Any) -> None:
+    tokenizer = trainer_on(SAMPLE).byte_level(gpt2())
     assert guarantee_of(tokenizer.to_str()) == "proven"
     for content, options in {"end of": {}, "stop": {"rstrip": True}}.items():
         from tokenizers import AddedToken

@@ -1,5 +1,6 @@
 """Ids of looked-up words are those of the tokenizer, for any ASCII text."""
 
+import functools
 import json
 import os
 import random
@@ -12,13 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
     AddedToken,
-    Regex,
     Tokenizer,
-    decoders,
     models,
     normalizers,
     pre_tokenizers,
-    trainers,
 )
 
 from foundry_sdk.data.convert.encode import UnitEncoder, Vocabulary, rust_encoder
@@ -26,22 +24,6 @@ from foundry_sdk.data.convert.split import GPT4, QWEN2
 from foundry_sdk.data.convert.words import WordEncoder
 
 SAMPLE = [Path(module.__file__).read_text("utf-8") for module in (json, random, pytest)]
-
-
-def byte_level(pre_tokenizer: Any, normalizer: Any = None) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizer
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1200,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(SAMPLE, trainer)
-    return tokenizer
 
 
 def with_spaces(tokenizer: Tokenizer) -> Tokenizer:
@@ -59,38 +41,35 @@ def with_added(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def by_regex(pattern: str) -> Any:
-    return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
 def gpt2() -> Any:
     return pre_tokenizers.ByteLevel(add_prefix_space=False)
 
 
-MAKE: dict[str, Callable[[], Tokenizer]] = {
-    "gpt2": lambda: byte_level(gpt2()),
-    "gpt-neox": lambda: with_spaces(byte_level(gpt2(), normalizers.NFC())),
-    "gpt-neox added": lambda: with_added(byte_level(gpt2(), normalizers.NFC())),
-    "llama3": lambda: byte_level(by_regex(GPT4)),
-    "llama3 added": lambda: with_added(byte_level(by_regex(GPT4))),
-    "qwen2": lambda: with_added(byte_level(by_regex(QWEN2), normalizers.NFC())),
+MAKE: dict[str, Callable[[Any], Tokenizer]] = {
+    "gpt2": lambda train: train.byte_level(gpt2()),
+    "gpt-neox": lambda train: with_spaces(train.byte_level(gpt2(), normalizers.NFC())),
+    "gpt-neox added": lambda train: with_added(train.byte_level(gpt2(), normalizers.NFC())),
+    "llama3": lambda train: train.split_by(GPT4),
+    "llama3 added": lambda train: with_added(train.split_by(GPT4)),
+    "qwen2": lambda train: with_added(train.split_by(QWEN2, normalizers.NFC())),
 }
-made: dict[str, tuple[Tokenizer, WordEncoder]] = {}
+EncoderOf = Callable[[str], tuple[Tokenizer, WordEncoder]]
 
 
-def encoder_of(name: str) -> tuple[Tokenizer, WordEncoder]:
-    if name not in made:
-        tokenizer = MAKE[name]()
+@pytest.fixture(scope="module")
+def encoder_of(trainer_on: Any) -> EncoderOf:
+    """Return a function that makes a tokenizer of ``MAKE`` and its word encoder, once."""
+    train = trainer_on(SAMPLE)
+
+    @functools.cache
+    def make(name: str) -> tuple[Tokenizer, WordEncoder]:
+        tokenizer = MAKE[name](train)
         serialized = tokenizer.to_str()
         words = WordEncoder.of(serialized, rust_encoder(serialized))
         assert words is not None
-        made[name] = (tokenizer, words)
-    return made[name]
+        return tokenizer, words
+
+    return make
 
 
 def ids_of(words: WordEncoder, text: str) -> list[int]:
@@ -112,7 +91,7 @@ TRICKY = st.lists(
 @pytest.mark.parametrize("name", sorted(MAKE))
 @settings(deadline=None, max_examples=400)
 @given(text=ASCII | TRICKY)
-def test_ids_are_those_of_the_tokenizer(name: str, text: str) -> None:
+def test_ids_are_those_of_the_tokenizer(encoder_of: EncoderOf, name: str, text: str) -> None:
     tokenizer, words = encoder_of(name)
     if words.takes(text):
         assert ids_of(words, text) == tokenizer.encode(text).ids
@@ -121,7 +100,7 @@ def test_ids_are_those_of_the_tokenizer(name: str, text: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(MAKE))
-def test_real_text(name: str) -> None:
+def test_real_text(encoder_of: EncoderOf, name: str) -> None:
     tokenizer, words = encoder_of(name)
     for text in SAMPLE:
         part = text.encode("ascii", "ignore").decode()
@@ -135,7 +114,7 @@ MIXED = st.lists(TRICKY | st.text(max_size=30) | st.just("naïve café 漢字 �
 @pytest.mark.parametrize("name", sorted(MAKE))
 @settings(deadline=None, max_examples=100)
 @given(texts=st.lists(MIXED.map("".join).filter(bool), max_size=5))
-def test_a_unit_of_mixed_texts(name: str, texts: list[str]) -> None:
+def test_a_unit_of_mixed_texts(encoder_of: EncoderOf, name: str, texts: list[str]) -> None:
     texts = [text.encode("utf-8", "replace").decode() for text in texts]
     tokenizer, _ = encoder_of(name)
     vocabulary = Vocabulary(tokenizer_json=tokenizer.to_str(), name=name, before=(7, 8), after=(9,))
@@ -145,7 +124,9 @@ def test_a_unit_of_mixed_texts(name: str, texts: list[str]) -> None:
     assert encoded.lengths.tolist() == [len(ids) for ids in expected]
 
 
-def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_of_words_is_bounded(
+    encoder_of: EncoderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("foundry_sdk.data.convert.words._LIMIT", 50)
     tokenizer, _ = encoder_of("gpt2")
     words = WordEncoder.of(tokenizer.to_str(), rust_encoder(tokenizer.to_str()))
@@ -158,18 +139,23 @@ def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    "tokenizer",
+    "make",
     [
-        byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
-        byte_level(gpt2(), normalizers.Lowercase()),
-        byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)),
-        byte_level(pre_tokenizers.Sequence([pre_tokenizers.Digits(), gpt2()])),
-        byte_level(by_regex(r"\p{L}+|\P{L}+")),
-        Tokenizer(models.WordPiece(unk_token="?")),
+        lambda train: train.byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+        lambda train: train.byte_level(gpt2(), normalizers.Lowercase()),
+        lambda train: train.byte_level(
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        ),
+        lambda train: train.byte_level(pre_tokenizers.Sequence([pre_tokenizers.Digits(), gpt2()])),
+        lambda train: train.split_by(r"\p{L}+|\P{L}+"),
+        lambda _: Tokenizer(models.WordPiece(unk_token="?")),
     ],
 )
-def test_other_tokenizers_are_left_to_themselves(tokenizer: Tokenizer) -> None:
-    assert WordEncoder.of(tokenizer.to_str(), rust_encoder(tokenizer.to_str())) is None
+def test_other_tokenizers_are_left_to_themselves(
+    trainer_on: Any, make: Callable[[Any], Tokenizer]
+) -> None:
+    serialized = make(trainer_on(SAMPLE)).to_str()
+    assert WordEncoder.of(serialized, rust_encoder(serialized)) is None
 
 
 def test_a_published_tokenizer_on_papers() -> None:
