@@ -32,7 +32,12 @@ def register(convert: typer.Typer) -> None:
 def convert_finetuning(
     *,
     dataset: Annotated[
-        str, typer.Option("--dataset", help="Name on the hub, a folder, or json, csv, parquet.")
+        str,
+        typer.Option(
+            "--dataset",
+            help="Name on the hub, a folder, a file, a URI of one, or json, csv, parquet with "
+            "--data-files.",
+        ),
     ],
     out_root: Annotated[
         str, typer.Option("--out-root", help="Local folder, or s3://bucket/prefix.", metavar="PATH")
@@ -41,7 +46,7 @@ def convert_finetuning(
         list[str] | None,
         typer.Option(
             "--splits",
-            help="Default: train and validation.",
+            help="Default: train of a file, else train and validation.",
             metavar="NAME ...",
             show_default=False,
         ),
@@ -81,6 +86,18 @@ def convert_finetuning(
     encoder_decoder: Annotated[
         bool, typer.Option("--encoder-decoder", help="For T5 and its relatives.")
     ] = False,
+    local: Annotated[
+        str | None,
+        typer.Option("--local", help="Keep a copy of what goes to a bucket here.", metavar="PATH"),
+    ] = None,
+    num_workers: Annotated[
+        int | None,
+        typer.Option(
+            "--num-workers",
+            help="No effect: the tokenizer's own threads use all cores.",
+            min=0,
+        ),
+    ] = None,
     compression: Annotated[
         str, typer.Option("--compression", help="zstd, zstd:7, gz, bz2, br, snappy or none.")
     ] = "none",
@@ -98,17 +115,26 @@ def convert_finetuning(
       --splits train test --skip-preprocessing --out-root dolly
       foundry data convert finetuning --dataset json --data-files train.jsonl
       --splits train --preprocessor my_data:to_example --out-root my-data
+      foundry data convert finetuning --dataset train.jsonl --skip-preprocessing
+      --out-root s3://bucket/my-data --local my-data
     """
     from foundry_sdk.cli.conversion_progress import showing_progress
     from foundry_sdk.data import convert_finetuning as function
 
     found = _preprocessor(preprocessor, dataset, skip=skip_preprocessing)
     kwargs = json_object(tokenizer_kwargs)
+    if num_workers is not None:
+        typer.echo(
+            "--num-workers: accepted without effect: the tokenizer's own threads use all cores "
+            "(RAYON_NUM_THREADS)",
+            err=True,
+        )
     with showing_progress() as report:
         cards = function(
             dataset=dataset,
             out_root=out_root,
-            splits=splits or ("train", "validation"),
+            splits=splits or None,
+            local=local,
             data_subset=data_subset,
             data_files=data_files or (),
             preprocessor=found,

@@ -42,8 +42,13 @@ class Destination(Protocol):
         """Write the split there; see ``Conversion.run``."""
 
 
-def destination(out_root: str | Path, split: str) -> Destination:
+def destination(out_root: str | Path, split: str, *, keep: str | Path | None = None) -> Destination:
     """Return where ``split`` of ``out_root`` goes; "" = ``out_root`` itself.
+
+    Args:
+        out_root: local folder, or ``s3://bucket/prefix``.
+        split: name of the folder in it.
+        keep: local folder where a copy of what goes to a bucket stays.
 
     Raises:
         DataError: neither a path nor an s3 URL, or ``split`` is no name of a folder.
@@ -52,6 +57,11 @@ def destination(out_root: str | Path, split: str) -> Destination:
         raise DataError(f"split: {split!r} is no name of a folder; give one without / and ..")
     scheme, separator, rest = str(out_root).partition("://")
     if not separator:
+        if keep is not None:
+            raise DataError(
+                f"local: a copy beside out_root is for an out_root of a bucket, and {out_root} is "
+                "local already; leave it out"
+            )
         return LocalFolder(Path(out_root).expanduser().resolve() / split)
     if scheme != "s3":
         raise DataError(
@@ -61,7 +71,8 @@ def destination(out_root: str | Path, split: str) -> Destination:
     if not bucket:
         raise DataError(f"out_root: {str(out_root)!r} names no bucket; give s3://bucket/prefix")
     parts = [part for part in [*prefix.split("/"), split] if part]
-    return RemoteFolder(S3Folder(bucket=bucket, prefix="/".join(parts)))
+    local = None if keep is None else Path(keep).expanduser().resolve() / split
+    return RemoteFolder(S3Folder(bucket=bucket, prefix="/".join(parts)), keep=local)
 
 
 @attrs.frozen
@@ -88,14 +99,22 @@ class LocalFolder:
 
 @attrs.frozen
 class RemoteFolder:
-    """A prefix of a bucket; the data is made in a local folder and then uploaded."""
+    """A prefix of a bucket; the data is made in a local folder and then uploaded.
+
+    Attributes:
+        remote: the prefix.
+        keep: the local folder; None = a temporary one.
+    """
 
     remote: S3Folder
+    keep: Path | None = None
 
     def require_free(self, *, resume: bool, overwrite: bool) -> None:
         """See ``Destination``."""
         if resume or overwrite:
             return
+        if self.keep is not None:
+            LocalFolder(self.keep).require_free(resume=resume, overwrite=overwrite)
         names = self.remote.names()
         if names:
             raise DataError(
@@ -109,18 +128,20 @@ class RemoteFolder:
         return self.make(Conversion.of(source, recipe, split=split), job)
 
     def make(self, conversion: Making, job: Job) -> DataCard:
-        """See ``Destination``; the local copy is deleted once the upload is verified."""
+        """See ``Destination``; a temporary copy is deleted once the upload is verified."""
         self.require_free(resume=job.resume, overwrite=job.overwrite)
         there = self.remote.card()
-        if there is not None and job.resume and conversion.made(there):
+        done = there is not None and job.resume and conversion.made(there)
+        if there is not None and done and self.keep is None:
             return there
-        if there is not None and not job.overwrite:
+        if there is not None and not done and not job.overwrite:
             raise DataError(
                 f"{self.remote.url}: holds data of another conversion; give another place, or "
                 "--overwrite to replace it"
             )
-        staging = self.remote.staging()
+        staging = self.keep or self.remote.staging()
         card = conversion.run(staging, job)
         self.remote.upload(staging, card)
-        self.remote.clear(staging)
+        if self.keep is None:
+            self.remote.clear(staging)
         return card

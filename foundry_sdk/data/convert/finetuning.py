@@ -19,6 +19,7 @@ from foundry_sdk.data.convert.run import ConversionProgress, Job, Report
 from foundry_sdk.data.finetuning.encode import ExampleEncoder, Turn, example_of
 from foundry_sdk.data.finetuning.examples import Conversation, PromptExample, checked
 from foundry_sdk.data.finetuning.options import Targets
+from foundry_sdk.data.finetuning.remote import ENDINGS, is_uri
 from foundry_sdk.data.finetuning.rows import LOCAL_FORMATS, Rows, TableSource
 from foundry_sdk.data.finetuning.targets import stitch, stitch_apart
 from foundry_sdk.data.finetuning.tokenized import code_of
@@ -262,7 +263,8 @@ def convert_finetuning(
     *,
     dataset: str,
     out_root: str | Path,
-    splits: Sequence[str] = ("train", "validation"),
+    splits: Sequence[str] | None = None,
+    local: str | Path | None = None,
     data_subset: str | None = None,
     data_files: Sequence[str] = (),
     preprocessor: str | PreprocessorSpec | Preprocess | None = None,
@@ -282,9 +284,12 @@ def convert_finetuning(
     """Convert examples to MDS shards, a folder per split, for ``train_loader: finetuning``.
 
     Args:
-        dataset: name on the hub, a folder, or json, csv or parquet with ``data_files``.
+        dataset: name on the hub, a folder, a file or its URI (.jsonl, .json, .csv, .parquet), the
+            URI of what has a file per split, or json, csv or parquet with ``data_files``.
         out_root: local folder, or ``s3://bucket/prefix``.
-        splits: of the dataset, and names of the folders.
+        splits: of the dataset, and names of the folders. None = train of a file, else train and
+            validation.
+        local: folder where a copy of what goes to a bucket stays.
         data_subset: configuration of the dataset.
         data_files: one per split.
         preprocessor: makes an example of a row: a component, a function, or
@@ -310,6 +315,11 @@ def convert_finetuning(
         DataError: bad input or options, or a folder is not free.
         RunError: a file could not be written or uploaded.
     """
+    is_file = dataset.endswith(ENDINGS)
+    if splits is None:
+        splits = ("train",) if is_file else ("train", "validation")
+    if is_file and len(splits) > 1:
+        raise DataError(f"splits: {dataset} is a file, which is one split; give one name")
     if data_files and len(data_files) != len(splits):
         raise DataError(
             f"data_files: {len(data_files)} for {len(splits)} splits ({', '.join(splits)}); give "
@@ -318,10 +328,11 @@ def convert_finetuning(
     if dataset in LOCAL_FORMATS and not data_files:
         raise DataError(f"data_files: required with {dataset!r}: one file per split")
     job = Job(resume=resume, overwrite=overwrite, report=report)
-    targets = {split: destination(out_root, split) for split in splits}
+    targets = {split: destination(out_root, split, keep=local) for split in splits}
     for target in targets.values():
         target.require_free(resume=resume, overwrite=overwrite)
-    revision = None if dataset in LOCAL_FORMATS else pinned_revision(dataset)
+    is_hub = dataset not in LOCAL_FORMATS and not is_file and not is_uri(dataset)
+    revision = pinned_revision(dataset) if is_hub else None
     tokenization = None
     if tokenizer is not None:
         tokenization = Tokenization(

@@ -70,6 +70,29 @@ class S3Folder:
             (Path(folder) / CARD_NAME).write_bytes(self._get(CARD_NAME))
             return DataCard.read(folder)
 
+    def about(self, name: str) -> dict[str, Any] | None:
+        """Return the size and the entity tag of an object; None where there is none."""
+        from botocore.exceptions import ClientError
+
+        with self._asking(f"look at {name} of"):
+            try:
+                head = self._client.head_object(Bucket=self.bucket, Key=self._key(name))
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in {"404", "NoSuchKey"}:
+                    return None
+                raise
+        return {"bytes": int(head["ContentLength"]), "etag": str(head["ETag"])}
+
+    def download(self, name: str, path: Path) -> None:
+        """Write an object to ``path``; the checksum that the store has of it is verified."""
+        with self._asking(f"fetch {name} of"):
+            answer = self._client.get_object(
+                Bucket=self.bucket, Key=self._key(name), ChecksumMode="ENABLED"
+            )
+            with path.open("wb") as file:
+                for block in answer["Body"].iter_chunks(1 << 20):
+                    file.write(block)
+
     def upload(self, folder: Path, card: DataCard) -> None:
         """Upload the shards and the card, then the index; delete what else is there.
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
+from foundry_sdk.data.finetuning.remote import ENDINGS, fetch, find_table, is_uri
 from foundry_sdk.errors import DataError, FoundryError
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 LOCAL_FORMATS: Final = ("json", "csv", "parquet")
-SAFE_ENDINGS: Final = (".csv", ".json", ".jsonl", ".parquet")
-_HARMLESS: Final = (*SAFE_ENDINGS, ".lock", ".metadata", ".gitignore")
+FORMATS: Final = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_HARMLESS: Final = (*ENDINGS, ".lock", ".metadata", ".gitignore")
 
 
 class Rows(Protocol):
@@ -57,7 +58,8 @@ class TableSource:
     """A dataset that the package ``datasets`` reads.
 
     Attributes:
-        name: on the hub, a folder, or one of ``LOCAL_FORMATS``.
+        name: on the hub, a folder, a file, one of ``LOCAL_FORMATS``, or a URI: of a file, or of
+            what has a file named as the split.
         split: of it.
         options: of ``datasets.load_dataset``.
         safe: read files of harmless formats only.
@@ -72,8 +74,20 @@ class TableSource:
         """See ``RowSource``."""
         from datasets import Dataset, load_dataset
 
+        split, options = self.split, dict(self.options)
+        name = self.name
+        local = Path(name).expanduser()
+        is_file = local.suffix in FORMATS and local.is_file()
+        if is_uri(name) or is_file:
+            path = local if is_file else find_table(name, split)
+            split = split.replace("-", "_")  # datasets takes no dashes
+            name = FORMATS[path.suffix]
+            options = {key: value for key, value in options.items() if key != "revision"}
+            options["data_files"] = {split: str(path)}
+        elif options.get("data_files"):
+            options["data_files"] = _fetched(options["data_files"])
         with self._named():
-            loaded = load_dataset(self._place(), split=self.split, **self.options)
+            loaded = load_dataset(self._place(name), split=split, **options)
         if not isinstance(loaded, Dataset):
             raise DataError(
                 f"hf_kwargs: {self.name!r} gave a {type(loaded).__name__} instead of a table; "
@@ -81,17 +95,17 @@ class TableSource:
             )
         return TableRows(loaded, f"{self.name}:{self.split}", named=self._named)
 
-    def _place(self) -> str:
+    def _place(self, name: str) -> str:
         """Return what ``datasets`` is given; under ``safe`` only after a look at the files."""
-        folder = Path(self.name).expanduser()
-        if self.name in LOCAL_FORMATS:
-            return self.name
+        folder = Path(name).expanduser()
+        if name in LOCAL_FORMATS:
+            return name
         if not self.safe:
             return str(folder) if folder.exists() else self.name
         if not folder.exists():
             from huggingface_hub import snapshot_download
 
-            patterns = [f"*{ending}" for ending in SAFE_ENDINGS]
+            patterns = [f"*{ending}" for ending in ENDINGS]
             revision = self.options.get("revision")
             folder = Path(
                 snapshot_download(
@@ -102,7 +116,7 @@ class TableSource:
         for path in files:
             if path.suffix not in _HARMLESS and path.name not in _HARMLESS:
                 raise DataError(
-                    f"safe_load: {path} is none of {', '.join(SAFE_ENDINGS)}; remove it, or set "
+                    f"safe_load: {path} is none of {', '.join(ENDINGS)}; remove it, or set "
                     "safe_load: false"
                 )
         return str(folder)
@@ -119,7 +133,9 @@ class TableSource:
             yield
         except FoundryError:
             raise
-        except (OSError, ValueError, TypeError, DatasetsError, network_error) as error:
+        except (
+            OSError, ValueError, TypeError, ImportError, DatasetsError, network_error,
+        ) as error:  # fmt: skip
             reason: BaseException = error
             while reason.__cause__ is not None:
                 reason = reason.__cause__  # "an error occurred while generating" says nothing
@@ -238,6 +254,15 @@ class ShardRows:
         """See ``Rows``: others may download into the folder again."""
         if self._lock is not None:
             self._lock.close()
+
+
+def _fetched(files: Any) -> Any:  # noqa: ANN401 - a file, several, or some by split
+    """Return ``data_files`` with local copies in place of URIs."""
+    if isinstance(files, str):
+        return str(fetch(files)) if is_uri(files) else files
+    if isinstance(files, Mapping):
+        return {split: _fetched(each) for split, each in files.items()}
+    return [_fetched(each) for each in files]
 
 
 def _sha256(path: Path) -> str:

@@ -60,8 +60,9 @@ class FinetuningDatasetSpec:
     Examples are from one of: ``hf_name``, ``remote`` and ``local``, ``streams``, ``datasets``.
 
     Attributes:
-        hf_name: dataset of the hub, a folder, or a format of local files: json (JSON Lines too),
-            csv, parquet.
+        hf_name: dataset of the hub, a folder, a file, or a format of local files: json (JSON Lines
+            too), csv, parquet; or a URI (s3://, https:// …) of such a file, or of what has one
+            that is named as the split.
         split: of it; with shards, the folder below ``remote`` and ``local``.
         safe_load: read only files that end in .csv, .json, .jsonl or .parquet.
         hf_kwargs: of ``datasets.load_dataset``, such as ``data_dir`` or ``data_files``.
@@ -321,6 +322,10 @@ def _check_source(spec: FinetuningDatasetSpec | WeightedSourceSpec) -> None:
         raise ValueError("split is required with hf_name, such as 'train'")
     if spec.hf_kwargs.get("trust_remote_code"):
         raise ValueError("hf_kwargs.trust_remote_code: code of a dataset is not run here")
+    if "://" in spec.hf_name and (twice := {"data_files", "data_dir"} & {*spec.hf_kwargs}):
+        raise ValueError(
+            f"hf_kwargs.{min(twice)}: hf_name {spec.hf_name!r} names the files already"
+        )
     for key in ("split", "streaming"):
         if key in spec.hf_kwargs:
             raise ValueError(f"hf_kwargs.{key}: say split beside hf_name; streaming is not used")

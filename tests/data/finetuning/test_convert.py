@@ -106,5 +106,49 @@ def test_wrong_input_is_refused_with_its_place(convert, prompts, bpe_folder):
         convert([{"prompt": "", "response": ""}], tokenizer=str(bpe_folder), overwrite=True)
 
 
+def test_the_command_takes_a_file_and_a_function_of_a_module(
+    jsonl, prompts, source, tmp_path, monkeypatch
+):
+    from typer.testing import CliRunner
+
+    from foundry_sdk.cli.main import app
+
+    rows = prompts(12)
+    asked = [{"q": row["prompt"], "a": row["response"]} for row in rows]
+    (tmp_path / "formatting.py").write_text(
+        "def example(row):\n    return {'prompt': row['q'], 'response': row['a']}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command = ["data", "convert", "finetuning", "--dataset", str(jsonl(asked, "asked.jsonl"))]
+    done = CliRunner().invoke(
+        app,
+        [
+            *command,
+            "--preprocessor",
+            "formatting:example",
+            "--out_root",
+            "out",
+            "--num_workers",
+            "2",
+        ],
+    )
+    assert done.exit_code == 0, done.output
+    assert "--num-workers: accepted without effect" in done.output
+    assert read_back(tmp_path / "out" / "train") == rows
+    same(list(source(local="out", split="train")), list(source(rows)))
+    same(list(source(hf_name=str(jsonl(rows)), split="train")), list(source(rows)))
+    refused = CliRunner().invoke(app, [*command, "--out-root", "other"])
+    assert refused.exit_code != 0
+    assert "--skip-preprocessing" in str(refused.exception)
+
+
+def test_a_file_is_one_split_and_a_local_copy_is_of_a_bucket(jsonl, prompts, tmp_path):
+    file = str(jsonl(prompts(3)))
+    with pytest.raises(DataError, match="is a file, which is one split"):
+        convert_finetuning(dataset=file, splits=["train", "test"], out_root=tmp_path / "out")
+    with pytest.raises(DataError, match="is local already"):
+        convert_finetuning(dataset=file, out_root=tmp_path / "out", local=tmp_path / "copy")
+
+
 def wrong(row):
     return {"prompt": "a", "x": json.dumps(row)}
