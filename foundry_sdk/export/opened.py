@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _CONFIG: Final = "config.json"
 _GENERATION: Final = "generation_config.json"
 _ADAPTERS: Final = "adapter_config.json"
+_ADAPTER_WEIGHTS: Final = "adapter_model.safetensors"
 _TOKENIZER_FILES: Final = ("tokenizer*", "*.model", "vocab.*")
 
 
@@ -86,6 +87,8 @@ def open_files(folder: Path, name: str, device: torch.device, dtype: torch.dtype
     alone = not (folder / _CONFIG).is_file()
     if alone:
         adapters = _json(folder / _ADAPTERS)
+        if not (folder / _ADAPTER_WEIGHTS).is_file():
+            raise CheckpointError(f"{name}: there is no {_ADAPTER_WEIGHTS}; others are not read")
         base = _base_model(folder, adapters)
         on_hub = str(adapters["base_model_name_or_path"])
         places.append(str(base) if Path(on_hub).expanduser().is_dir() else on_hub)

@@ -142,6 +142,10 @@ def test_adapters_alone_in_a_run_and_in_files(tmp_path: Path, tokenizer: Any) ->
     file.write_text(json.dumps(said | {"base_model_name_or_path": str(tmp_path / "gone")}))
     with pytest.raises(CheckpointError, match="the model of the adapters is not there"):
         written(tmp_path / "adapters")
+    (tmp_path / "adapters" / "adapter_model.safetensors").unlink()
+    torch.save({}, tmp_path / "adapters" / "adapter_model.bin")  # pickled: not read
+    with pytest.raises(CheckpointError, match="there is no adapter_model.safetensors"):
+        written(tmp_path / "adapters")
 
 
 def test_adapters_on_an_encoder_decoder(tmp_path: Path, tokenizer: Any) -> None:
@@ -315,6 +319,7 @@ def test_a_device_that_is_not_here_or_full(
         next(writer.write(PROMPT, max_new_tokens=1))
 
 
+@pytest.mark.slow
 def test_an_export_keeps_the_tokens_that_end_its_answers(tmp_path: Path, tokenizer: Any) -> None:
     saved("llama", tmp_path / "base", tokenizer)
     file = tmp_path / "base" / "generation_config.json"
