@@ -97,13 +97,16 @@ def plain_head(module: Any) -> Head | str:  # noqa: ANN401 - a transformers mode
 
 def _fitted(product: Tensor, logits: Tensor) -> Head:
     """Return the factor from small products, and the cap from the largest."""
-    small = product[0, 0]
-    scale = float((logits[0, 0] * small).sum() / (small * small).sum())
-    exact = round(scale, 6)
-    scale = exact if abs(exact - scale) < 1e-6 * abs(scale) else scale
+    small, made = product[0, 0].double(), logits[0, 0].double()
+    rough = float((made * small).sum() / (small * small).sum())
     largest = float(logits.abs().max())
-    capped = largest < 0.5 * abs(scale) * float(product.abs().max())
-    return Head(scale=scale, softcap=round(largest, 4) if capped else None)
+    capped = largest < 0.5 * abs(rough) * float(product.abs().max())
+    softcap = round(largest, 4) if capped else None
+    if softcap is not None:
+        made = softcap * torch.atanh(made / softcap)  # even small ones are bent a little
+    scale = float((made * small).sum() / (small * small).sum())
+    exact = round(scale, 6)
+    return Head(scale=exact if abs(exact - scale) < 1e-6 * abs(scale) else scale, softcap=softcap)
 
 
 @torch.no_grad()

@@ -14,7 +14,9 @@ class HFSeq2Seq(HFModel):
     def forward(self, batch: Batch) -> Tensor:
         """Return hidden states (sequences, labels per sequence, H) of the decoder.
 
-        Where the head is not plain, logits.
+        Where the head is not plain, logits. The decoder begins with the config's own start token,
+        as it does when it generates: a loader knows only the tokenizer's padding, which is the
+        same for T5 and not for each of its relatives.
 
         Raises:
             ValueError: the batch has no ``decoder_input_ids``, or several documents per row.
@@ -30,7 +32,9 @@ class HFSeq2Seq(HFModel):
                 "keep apart; leave packing_ratio out"
             )
         encoded = self.encode(batch.input_ids, batch.attention_mask)
-        return self.decode(batch.decoder_input_ids, encoded, batch.attention_mask)
+        tokens = batch.decoder_input_ids.clone()
+        tokens[:, 0] = self.first_token()
+        return self.decode(tokens, encoded, batch.attention_mask)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
         """Return hidden states (B, S, H) of the encoder."""

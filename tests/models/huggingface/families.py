@@ -51,6 +51,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 64,
         "dropout": 0.0,
     },
+    "mpt": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 64,
+        "vocab_size": VOCABULARY,
+        "attn_config": {"attn_impl": "torch"},
+    },
     "mixtral": _GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2},
 }
 
