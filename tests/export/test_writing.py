@@ -144,7 +144,7 @@ def test_adapters_alone_in_a_run_and_in_files(tmp_path: Path, tokenizer: Any) ->
         written(tmp_path / "adapters")
     (tmp_path / "adapters" / "adapter_model.safetensors").unlink()
     torch.save({}, tmp_path / "adapters" / "adapter_model.bin")  # pickled: not read
-    with pytest.raises(CheckpointError, match="there is no adapter_model.safetensors"):
+    with pytest.raises(CheckpointError, match=r"there is no adapter_model\.safetensors"):
         written(tmp_path / "adapters")
 
 
