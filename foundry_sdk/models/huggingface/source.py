@@ -15,6 +15,14 @@ from foundry_sdk.models.huggingface.spec import HFModelSpec
 
 _NAME: Final = "model.pretrained_model_name_or_path"
 _FILES: Final = ["*.json", "*.py"]
+_DTYPE: Final = "parameters are float32, and the run's precision says what is computed in"
+_ELSEWHERE: Final = {
+    "attn_implementation": "say model.attn_implementation",
+    "_attn_implementation": "say model.attn_implementation",
+    "dtype": _DTYPE,
+    "torch_dtype": _DTYPE,
+}
+"""Values of a config that do not come from there."""
 _WEIGHTS: Final = ["*.safetensors", "*.safetensors.index.json"]
 
 
@@ -104,6 +112,8 @@ def override(config: Any, values: Mapping[str, Any], path: str) -> None:  # noqa
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for key, value in values.items():
         where = f"{path}.{key}"
+        if key in _ELSEWHERE:
+            raise SpecError(f"{where}: without effect here; {_ELSEWHERE[key]}")
         if key not in known:
             raise SpecError(
                 f"{where}: {type(config).__name__} has no such value; {nearest(key, known)}"

@@ -145,3 +145,57 @@ def test_weights_of_a_base_model_fit(tmp_path: Path) -> None:
     ids = torch.arange(3, 12)[None]
     model = build(tmp_path).eval().model
     torch.testing.assert_close(model(ids).logits, whole.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype", "attn_implementation"])
+def test_overrides_that_would_have_no_effect(folder: Path, key: str) -> None:
+    with pytest.raises(SpecError, match=f"config_overrides.{key}: without effect here"):
+        build(folder, config_overrides={key: "bfloat16"})
+
+
+def test_weights_of_half_precision_become_float32(tmp_path: Path) -> None:
+    halves = make("llama").to(torch.bfloat16)
+    halves.save_pretrained(tmp_path)
+    for name, parameter in build(tmp_path).model.named_parameters():
+        assert parameter.dtype is torch.float32
+        assert torch.equal(parameter, halves.get_parameter(name).float())
+
+
+def test_a_revision_is_one_of_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SpecError, match="has no revisions"):
+        build(folder, revision="main")
+    asked: dict[str, Any] = {}
+
+    def download(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(folder)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    build("somebody/llama", revision="v1.1")
+    assert (asked["name"], asked["revision"]) == ("somebody/llama", "v1.1")
+    assert "*.safetensors" in asked["allow_patterns"]
+    build("somebody/llama", pretrained=False)
+    assert asked["revision"] is None
+    assert "*.safetensors" not in asked["allow_patterns"]  # the config is all that is needed
+
+
+def test_code_of_a_folder_is_not_run(folder: Path) -> None:
+    """Neither for an architecture that transformers knows, nor for one that it does not."""
+    (folder / "modeling_own.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import LlamaConfig as Config, LlamaForCausalLM as Model\n"
+        f"Path({str(folder / 'it_ran')!r}).touch()\n",
+        encoding="utf-8",
+    )
+    file = folder / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.Config",
+        "AutoModelForCausalLM": "modeling_own.Model",
+    }
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert type(build(folder).model).__module__.startswith("transformers.models.llama")
+    file.write_text(json.dumps(config | {"model_type": "own"}), encoding="utf-8")
+    with pytest.raises(SpecError, match="no config of a model that transformers knows"):
+        build(folder)
+    assert not (folder / "it_ran").exists()
