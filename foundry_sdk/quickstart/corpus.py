@@ -14,7 +14,7 @@ _LEFT_OUT: Final = frozenset(
     {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "lib2to3"}
     | {"encodings", "pydoc_data"}
 )
-_EVERY: Final = 16
+_EVERY: Final = 8
 """One module in this many is for validation."""
 _LEAST: Final = 200_000
 """Bytes below which there is not enough to train on."""

@@ -1,7 +1,6 @@
-"""From text to a model that writes text, with the public functions that a user would call."""
+"""From text to a finetuned model, with the public functions that a user would call."""
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,29 +10,35 @@ import attrs
 
 from foundry_sdk.errors import RunError
 from foundry_sdk.quickstart import train_tokenizer as tokenizer_script
+from foundry_sdk.quickstart.answers import Answer, ask, is_function
+from foundry_sdk.quickstart.by_hand import (
+    BY_HAND,
+    FINETUNE_FILE,
+    PRETRAIN_FILE,
+    PROMPT,
+    write_files,
+)
 from foundry_sdk.quickstart.corpus import Corpus, write_corpus
-from foundry_sdk.quickstart.sizes import Sizes, run_yaml
+from foundry_sdk.quickstart.pairs import PLUGIN, mine_pairs, read_pairs
+from foundry_sdk.quickstart.sizes import Sizes
 
 if TYPE_CHECKING:
     from foundry_sdk.data import ConversionProgress, DataCard
     from foundry_sdk.training.run import RunResult
 
-SPEC_FILE: Final = "pretrain.yaml"
-TOKENIZER_SCRIPT: Final = "train_tokenizer.py"
-COMMANDS_FILE: Final = "commands.sh"
-BY_HAND: Final = "by-hand"
-"""Subfolder with the three files above, where a user can do every step again."""
-PROMPTS: Final = ("def __init__(self", "class", "import")
-STEPS: Final = 6
-DATA_STEPS: Final = 3
+PROMPTS: Final = (PROMPT, "class", "import")
+_DATA_STEPS: Final = 3
+_TRAIN_STEPS: Final = 3
+_FINETUNE_STEPS: Final = 2
 _NEW_TOKENS: Final = 60
+_HELD_OUT: Final = "metrics/eval/LanguageCrossEntropy"
 
 
 class Narrator(Protocol):
     """Who is told how far the quickstart is."""
 
     def begin(self, title: str) -> None:
-        """A step begins; there are ``STEPS``."""
+        """A step begins; there are ``step_count`` of them."""
 
     def progress(self, fraction: float, text: str) -> None:
         """The step is so far, 0 to 1."""
@@ -51,12 +56,30 @@ class SmallData:
         corpus: the text, in ``folder/text``.
         vocab_size: tokens of the tokenizer, in ``folder/tokenizer``.
         cards: of the converted data, in ``folder/data``, by split.
+        pairs: how many there are in ``folder/pairs``, by split; None = none were mined.
     """
 
     folder: Path
     corpus: Corpus
     vocab_size: int
     cards: "dict[str, DataCard]"
+    pairs: dict[str, int] | None
+
+
+@attrs.frozen(kw_only=True)
+class Finetuned:
+    """What finetuning made of the exported model.
+
+    Attributes:
+        run: what ``Finetuner.fit`` returned.
+        loss_before, loss_after: nats per token of the responses held out.
+        answers: to prompts held out, by the model before and after.
+    """
+
+    run: "RunResult"
+    loss_before: float
+    loss_after: float
+    answers: Sequence[Answer]
 
 
 @attrs.frozen(kw_only=True)
@@ -64,10 +87,11 @@ class Quickstart:
     """What a quickstart made.
 
     Attributes:
-        data: text, tokenizer and shards.
+        data: text, tokenizer, shards and pairs.
         run: what ``Pretrainer.fit`` returned.
         model: the exported model's folder.
         samples: each prompt with its continuation.
+        finetuned: None where there were no pairs.
         seconds: of wall time, for all of it.
     """
 
@@ -75,37 +99,35 @@ class Quickstart:
     run: "RunResult"
     model: Path
     samples: Sequence[tuple[str, str]]
+    finetuned: Finetuned | None
     seconds: float
 
 
-def quickstart(folder: Path, *, sizes: Sizes, tell: Narrator) -> Quickstart:
+def step_count(*, finetune: bool, data_only: bool = False) -> int:
+    """Return how many steps a ``Narrator`` hears of."""
+    data = _DATA_STEPS + int(finetune)
+    return data if data_only else data + _TRAIN_STEPS + _FINETUNE_STEPS * int(finetune)
+
+
+def quickstart(folder: Path, *, sizes: Sizes, tell: Narrator, finetune: bool) -> Quickstart:
     """Do every step, from text to generated text, in ``folder``.
 
     Args:
         folder: is made; must not hold anything.
-        sizes: of text, model and run.
+        sizes: of text, model and runs.
         tell: hears of each step.
+        finetune: with the last steps, which need a plugin; see ``missing_plugin``.
 
     Raises:
         RunError: ``folder`` is not empty.
         FoundryError: a step failed.
     """
-    from foundry_sdk.export.exporter import export_model
-
     began = time.monotonic()
-    data = small_data(folder, sizes=sizes, tell=tell)
-
+    data = small_data(folder, sizes=sizes, tell=tell, finetune=finetune)
     tell.begin(f"Pretraining: a small MPT, {sizes.steps} steps of {sizes.step_tokens:,} tokens")
-    run = _train(folder)
+    run = _pretrain(folder)
     tell.end(f"loss {run.train_loss:.3f} after {run.tokens:,} tokens")
-
-    tell.begin("Export: to the format of transformers, compared with the model in a new process")
-    certificate = export_model(run.run_dir, folder / "model")
-    tell.end(
-        f"{certificate.architecture}, {certificate.parameters:,} parameters, "
-        f"logits differ by at most {certificate.max_abs_difference:.1e}"
-    )
-
+    _export(run, folder / "model", tell)
     tell.begin("Generating: the exported model goes on from a prompt")
     texts = _generate(folder / "model")
     tell.end(f"{len(texts)} continuations")
@@ -114,20 +136,27 @@ def quickstart(folder: Path, *, sizes: Sizes, tell: Narrator) -> Quickstart:
         run=run,
         model=folder / "model",
         samples=tuple(zip(PROMPTS, texts, strict=True)),
+        finetuned=_finetuned(data, run, sizes, tell) if finetune else None,
         seconds=time.monotonic() - began,
     )
 
 
-def small_data(folder: Path, *, sizes: Sizes, tell: Narrator) -> SmallData:
-    """Do the first ``DATA_STEPS`` steps: text, tokenizer, shards; and write the run's YAML.
+def small_data(folder: Path, *, sizes: Sizes, tell: Narrator, finetune: bool) -> SmallData:
+    """Do the first steps: text, tokenizer, shards, pairs; and write the YAML of the runs.
+
+    Args:
+        folder: is made; must not hold anything.
+        sizes: of the text.
+        tell: hears of each step.
+        finetune: with pairs, which need a plugin; see ``missing_plugin``.
 
     Raises:
-        RunError: ``folder`` is not empty.
+        RunError: ``folder`` is not empty, or mining failed.
         DataError: this Python comes without the source of its library.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is there already; remove it, or choose another one with --out")
-    write_files(folder / BY_HAND, sizes)
+    write_files(folder / BY_HAND, sizes, finetune=finetune)
 
     tell.begin("Text: the source of Python's standard library")
     corpus = write_corpus(folder / "text", max_bytes=sizes.text_bytes)
@@ -145,37 +174,39 @@ def small_data(folder: Path, *, sizes: Sizes, tell: Narrator) -> SmallData:
         f"{cards['train'].samples:,} samples to train on and {cards['val'].samples:,} to "
         f"evaluate on, {sizes.sequence_length} tokens each"
     )
-    return SmallData(folder=folder, corpus=corpus, vocab_size=vocab_size, cards=cards)
+    pairs = _mine(folder, sizes, tell) if finetune else None
+    return SmallData(folder=folder, corpus=corpus, vocab_size=vocab_size, cards=cards, pairs=pairs)
 
 
-def write_files(folder: Path, sizes: Sizes) -> None:
-    """Write the files with which a user does each step: YAML, script, commands."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / SPEC_FILE).write_text(run_yaml(sizes), encoding="utf-8")
-    shutil.copyfile(Path(tokenizer_script.__file__), folder / TOKENIZER_SCRIPT)
-    commands = "\n\n".join(f"# {about}\n{command}" for about, command in steps_by_hand(sizes))
-    head = "#!/usr/bin/env bash\n# Each step of `foundry quickstart` by hand, in this folder.\n"
-    enter = 'set -euo pipefail\ncd "$(dirname "${BASH_SOURCE[0]}")"\n'
-    (folder / COMMANDS_FILE).write_text(f"{head}{enter}\n{commands}\n", encoding="utf-8")
+def _mine(folder: Path, sizes: Sizes, tell: Narrator) -> dict[str, int]:
+    tell.begin(f"Pairs: docstrings and their functions, mined from the text by {PLUGIN}")
+    pairs = mine_pairs(folder, sizes)
+    tell.end(f"{pairs['train']:,} pairs to finetune on and {pairs['val']:,} held out")
+    return pairs
 
 
-def steps_by_hand(sizes: Sizes) -> list[tuple[str, str]]:
-    """Return what each step does and its command, in the folder ``BY_HAND``."""
-    end = tokenizer_script.END_OF_TEXT
-    convert = "\n".join(
-        f"foundry data convert text --input-folder ../text/{split} --output-folder data/{split} "
-        f"--concat-tokens {sizes.sequence_length} --tokenizer tokenizer --eos-text '{end}'"
-        for split in ("train", "val")
+def _finetuned(data: SmallData, pretrained: "RunResult", sizes: Sizes, tell: Narrator) -> Finetuned:
+    """Finetune the exported model, and ask both the same."""
+    from foundry_sdk.loggers.jsonl import METRICS_FILE, read_metrics
+    from foundry_sdk.runs.plot import curve
+
+    pairs = 0 if data.pairs is None else data.pairs["train"]
+    tell.begin(f"Finetuning: the exported model learns {pairs:,} pairs, {sizes.epochs} epochs")
+    run = _finetune(data.folder)
+    _, losses = curve(read_metrics(run.run_dir / METRICS_FILE), _HELD_OUT)
+    tell.end(f"loss of pairs held out: {losses[0]:.3f} before, {losses[-1]:.3f} after")
+    tell.begin("Answers: the same prompts, held out, before and after finetuning")
+    held_out = read_pairs(data.folder / "pairs" / "val.jsonl")
+    answers = ask(held_out, before=pretrained.run_dir, after=run.run_dir)
+    before = sum(is_function(answer.before) for answer in answers)
+    after = sum(is_function(answer.after) for answer in answers)
+    tell.end(f"of {len(answers)}, {before} before and {after} after are a function")
+    return Finetuned(
+        run=run,
+        loss_before=losses[0],
+        loss_after=losses[-1],
+        answers=answers,
     )
-    tokenizer = f"python {TOKENIZER_SCRIPT} ../text/train tokenizer {sizes.vocab_size}"
-    return [
-        ("Train a tokenizer on the text", tokenizer),
-        ("Convert the text to shards of tokens", convert),
-        (f"Train and evaluate, as {SPEC_FILE} says", f"foundry train {SPEC_FILE}"),
-        ("Look at the run: one page with all its curves", "foundry report runs/quickstart"),
-        ("Export to the format of transformers", "foundry export runs/quickstart model"),
-        ("Generate", f"foundry generate model --prompt '{PROMPTS[0]}'"),
-    ]
 
 
 def _convert(folder: Path, split: str, sizes: Sizes, tell: Narrator) -> "DataCard":
@@ -199,11 +230,31 @@ def _progress(tell: Narrator, split: str) -> "Callable[[ConversionProgress], Non
     return report
 
 
-def _train(folder: Path) -> "RunResult":
+def _pretrain(folder: Path) -> "RunResult":
     from foundry_sdk.pretrainer import Pretrainer
 
-    root = json.dumps(str(folder))
-    return Pretrainer.from_yaml(folder / BY_HAND / SPEC_FILE, [f"variables.root={root}"]).fit()
+    return Pretrainer.from_yaml(folder / BY_HAND / PRETRAIN_FILE, [_root(folder)]).fit()
+
+
+def _finetune(folder: Path) -> "RunResult":
+    from foundry_sdk.finetuner import Finetuner
+
+    return Finetuner.from_yaml(folder / BY_HAND / FINETUNE_FILE, [_root(folder)]).fit()
+
+
+def _root(folder: Path) -> str:
+    return f"variables.root={json.dumps(str(folder))}"
+
+
+def _export(run: "RunResult", out: Path, tell: Narrator) -> None:
+    from foundry_sdk.export.exporter import export_model
+
+    tell.begin("Export: to the format of transformers, compared with the model in a new process")
+    certificate = export_model(run.run_dir, out)
+    tell.end(
+        f"{certificate.architecture}, {certificate.parameters:,} parameters, "
+        f"logits differ by at most {certificate.max_abs_difference:.1e}"
+    )
 
 
 def _generate(model: Path) -> list[str]:

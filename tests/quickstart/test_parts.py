@@ -1,4 +1,4 @@
-"""Corpus, tokenizer, chart and YAML of the quickstart, each by itself."""
+"""Corpus, tokenizer, chart, answers and YAML of the quickstart, each by itself."""
 
 import json
 import random
@@ -7,10 +7,21 @@ from pathlib import Path
 import pytest
 
 from foundry_sdk.errors import DataError, RunError
+from foundry_sdk.plugin.catalog import Catalog, PluginFailure
+from foundry_sdk.plugin.source import PluginSource
+from foundry_sdk.quickstart.answers import is_function
+from foundry_sdk.quickstart.by_hand import (
+    BY_HAND,
+    COMMANDS_FILE,
+    FINETUNE_FILE,
+    PRETRAIN_FILE,
+    write_files,
+)
 from foundry_sdk.quickstart.chart import text_chart
 from foundry_sdk.quickstart.corpus import Corpus, write_corpus
-from foundry_sdk.quickstart.run import BY_HAND, COMMANDS_FILE, SPEC_FILE, small_data, write_files
-from foundry_sdk.quickstart.sizes import FULL, QUICK, run_yaml
+from foundry_sdk.quickstart.pairs import INSTALL, PLUGIN, missing_plugin
+from foundry_sdk.quickstart.run import small_data, step_count
+from foundry_sdk.quickstart.sizes import FULL, QUICK, Sizes, finetune_yaml, pretrain_yaml
 from foundry_sdk.quickstart.train_tokenizer import train_tokenizer
 
 
@@ -97,33 +108,85 @@ def test_chart_of_nothing_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("sizes", [FULL, QUICK])
-def test_yaml_is_a_spec_without_notices(sizes: object, tmp_path: Path) -> None:
+def test_yaml_is_a_spec_without_notices(sizes: Sizes, tmp_path: Path) -> None:
     from foundry_sdk.pretrainer import Pretrainer
 
     file = tmp_path / "pretrain.yaml"
-    file.write_text(run_yaml(sizes))  # type: ignore[arg-type]
+    file.write_text(pretrain_yaml(sizes))
     trainer = Pretrainer.from_yaml(file)
     assert trainer.notices == ()
     plan = trainer.plan()
-    assert plan.total_tokens == sizes.steps * sizes.step_tokens  # type: ignore[attr-defined]
+    assert plan.total_tokens == sizes.steps * sizes.step_tokens
 
 
-def test_shipped_example_is_the_yaml_of_the_quickstart() -> None:
+@pytest.mark.parametrize("sizes", [FULL, QUICK])
+def test_finetuning_yaml_is_a_spec_without_notices(sizes: Sizes, tmp_path: Path) -> None:
+    from foundry_sdk.finetuner import Finetuner
+
+    file = tmp_path / "finetune.yaml"
+    file.write_text(finetune_yaml(sizes))
+    trainer = Finetuner.from_yaml(file)
+    assert trainer.notices == ()
+    assert trainer.spec.max_duration.value == sizes.epochs
+
+
+def test_shipped_examples_are_the_yaml_of_the_quickstart() -> None:
     examples = Path(__file__).parents[2] / "examples"
     for example in ("quickstart", "accelerate"):
-        assert (examples / example / "pretrain.yaml").read_text() == run_yaml(FULL)
+        assert (examples / example / "pretrain.yaml").read_text() == pretrain_yaml(FULL)
+    assert (examples / "quickstart" / "finetune.yaml").read_text() == finetune_yaml(FULL)
 
 
 def test_small_data_fits_its_yaml(tmp_path: Path) -> None:
     told = Silent()
     folder = tmp_path / "out"
-    data = small_data(folder, sizes=QUICK, tell=told)
-    assert len(told.titles) == 3
+    data = small_data(folder, sizes=QUICK, tell=told, finetune=False)
+    assert len(told.titles) == step_count(finetune=False, data_only=True)
     card = json.loads((folder / "data" / "train" / "card.json").read_text())
     assert card["samples"] == data.cards["train"].samples > QUICK.steps * QUICK.global_batch
-    assert (folder / BY_HAND / SPEC_FILE).read_text() == run_yaml(QUICK)
+    by_hand = folder / BY_HAND
+    assert (by_hand / PRETRAIN_FILE).read_text() == pretrain_yaml(QUICK)
+    assert data.pairs is None
+    assert not (by_hand / FINETUNE_FILE).exists()
+    assert FINETUNE_FILE not in (by_hand / COMMANDS_FILE).read_text()
     with pytest.raises(RunError, match="there already"):
-        small_data(folder, sizes=QUICK, tell=told)
+        small_data(folder, sizes=QUICK, tell=told, finetune=False)
+
+
+def plugin(distribution: str = PLUGIN, name: str = "code_instruct") -> PluginSource:
+    return PluginSource(distribution=distribution, name=name, version="1", load=lambda: None)
+
+
+def test_what_to_do_where_nothing_mines() -> None:
+    nothing = Catalog(entries={})
+    assert "not installed" in missing_plugin(nothing)
+    folder = INSTALL.split()[-1]
+    assert (Path(__file__).parents[2] / folder / "pyproject.toml").is_file()
+    assert INSTALL in missing_plugin(nothing)
+    left_out = Catalog(entries={}, left_out=(plugin(),), allowed=())
+    assert "FOUNDRY_PLUGINS leaves out" in missing_plugin(left_out)
+    other = Catalog(entries={}, left_out=(plugin("acme", "acme"),), allowed=())
+    assert "not installed" in missing_plugin(other)
+    failure = PluginFailure(source=plugin(), reason="ImportError: no", details="")
+    assert "failed to load: ImportError: no" in missing_plugin(
+        Catalog(entries={}, failures=(failure,))
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("def f(x):\n    return x\n", True),
+        ("@cache\nasync def f():\n    pass", True),
+        ("def f(x):\n    return (x", False),
+        ("def f(): pass\ndef g(): pass\n", False),
+        ("x = 1\n", False),
+        ("", False),
+        ("def f():\n    return '\0'\n", False),
+    ],
+)
+def test_what_counts_as_one_whole_function(text: str, whole: bool) -> None:
+    assert is_function(text) is whole
 
 
 def test_commands_by_hand_exist(tmp_path: Path) -> None:
@@ -132,7 +195,7 @@ def test_commands_by_hand_exist(tmp_path: Path) -> None:
 
     from foundry_sdk.cli.main import app
 
-    write_files(tmp_path, QUICK)
+    write_files(tmp_path, QUICK, finetune=True)
     root = typer.main.get_command(app)
     found = 0
     for line in (tmp_path / COMMANDS_FILE).read_text().splitlines():
@@ -145,4 +208,4 @@ def test_commands_by_hand_exist(tmp_path: Path) -> None:
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
         found += 1
-    assert found == 6  # two conversions, train, report, export, generate
+    assert found == 11  # conversion, generating: two each; training, export: one each, twice
