@@ -72,6 +72,10 @@ def test_preprocessing_by_import_path_by_columns_and_without(source, functions):
     path = [*sys.path]
     with pytest.raises(DataError, match=r"row 0: has the keys 'prompt'; .* example: \{'prompt'"):
         source(rows, preprocessing_fn=f"{functions}:wrong")
+    many = [{"q": f"cat {n}", "a": "dog"} for n in range(1003)]
+    many[1001] = {"q": "lion", "a": 7}
+    with pytest.raises(DataError, match=r"row 1001: response must be a text, got int; .*'lion'"):
+        source(many, preprocessing_fn=f"{functions}:good")
     with pytest.raises(DataError, match=r"the preprocessor failed \(KeyError: 'nothing'\)"):
         source(rows, preprocessing_fn=f"{functions}:fails")
     with pytest.raises(DataError, match="has no function 'goood'; did you mean 'good'"):

@@ -25,7 +25,11 @@ context = LoaderContext(
     device_batch=2, max_seq_len=512, seed=1, training=True,
 )
 try:
-    print(json.dumps([batch.input_ids.tolist() for batch in spec.build(context)]))
+    fields = ("input_ids", "labels", "attention_mask", "sample_ids")
+    print(json.dumps([
+        {name: getattr(batch, name).numpy().tobytes().hex() for name in fields}
+        for batch in spec.build(context)
+    ]))
 except FoundryError as error:
     print(json.dumps(str(error)))
 """
@@ -80,13 +84,30 @@ def load(tmp_path, bpe_folder):
     return run
 
 
+def bytes_of(source):
+    """Return all bytes of all batches."""
+    fields = ("input_ids", "labels", "attention_mask", "sample_ids")
+    return [
+        {name: getattr(batch, name).numpy().tobytes().hex() for name in fields} for batch in source
+    ]
+
+
 @pytest.mark.parametrize("safe", [False, True])
-def test_a_dataset_by_name_goes_through_its_preprocessor(load, server, source, safe):
+def test_hub_local_file_and_shards_give_the_same_bytes(  # noqa: PLR0917 - fixtures
+    load, server, source, safe, jsonl, tmp_path
+):
+    from foundry_sdk.data import convert_finetuning
     from foundry_sdk.data.preprocessors import dolly
 
     found = load(server, hf_name=NAME, split="train", safe_load=safe)
-    plain = [dolly().build()(row) for row in ROWS]
-    assert found == [batch.input_ids.tolist() for batch in source(plain, length=512, batch=2)]
+    how = {"length": 512, "batch": 2}
+    assert len(found) == len(ROWS) / 2
+    assert found == bytes_of(source([dolly().build()(row) for row in ROWS], **how))
+    file = str(jsonl(ROWS, "raw.jsonl"))
+    local = source(hf_name=file, split="train", preprocessor=dolly(), **how)
+    assert found == bytes_of(local)
+    convert_finetuning(dataset=file, preprocessor=dolly(), out_root=tmp_path / "mds")
+    assert found == bytes_of(source(local=str(tmp_path / "mds"), split="train", **how))
     assert len(load(server, hf_name=NAME, split="test", safe_load=safe)) == 1
 
 
