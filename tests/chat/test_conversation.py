@@ -166,6 +166,18 @@ def test_the_oldest_exchanges_are_left_out_where_there_is_no_room(
     assert chat.left_out == 0  # it is found out again
 
 
+@pytest.mark.parametrize(("new", "kept_free"), [(14, 14), (1000, 60)])
+def test_room_for_an_answer_is_kept_free(talk: Talk, new: int, kept_free: int) -> None:
+    """As much as is asked for, but no more than a quarter of the model's 240 tokens."""
+    said = len("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n")
+    begun = len("<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n")
+    for more, left_out in ((0, 0), (1, 1)):
+        chat, _ = talk("b" + END, "b" + END, length=240, max_new_tokens=new)
+        list(chat.ask("a"))
+        list(chat.ask("a" * (240 - kept_free - said - begun + more)))
+        assert chat.left_out == left_out
+
+
 def test_a_message_that_cannot_fit_is_refused_and_not_remembered(talk: Talk) -> None:
     chat, parrot = talk("b" + END, length=100)
     with pytest.raises(SpecError, match="the model takes 100 with its answer; shorten it"):

@@ -36,10 +36,16 @@ IGNORES_SYSTEM = """{% for message in messages if message.role != "system" %}
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Any:
-    """Bytes, and two special tokens that templates use."""
-    made = load_tokenizer(tiny_tokenizer(tmp_path / "tokenizer"))
+    """Bytes, two special tokens that templates use, and one before each text."""
+    from tokenizers.processors import TemplateProcessing
+
+    made: Any = load_tokenizer(tiny_tokenizer(tmp_path / "tokenizer"))
     special = ["<|head|>", "<|eot|>"]
     made.add_special_tokens({"additional_special_tokens": special, "bos_token": "<bos>"})
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", made.bos_token_id)]
+    )
+    assert made("a")["input_ids"][0] == made.bos_token_id
     return made
 
 
