@@ -69,9 +69,20 @@ def overlay(session, base, *, editables):
     return folder
 
 
+def with_plugins(session):
+    """Make an environment in which the project and the plugins of this repository are installed."""
+    folder = overlay(session, environment(session, NEWEST), editables=False)
+    packages = sorted(str(path.parent) for path in (ROOT / "plugins").glob("*/pyproject.toml"))
+    pip = ("python", "-m", "pip", "install", "-qq", "--no-deps")
+    run(session, folder, *pip, "-e", ".", *packages)
+    return folder
+
+
 def run(session, folder, *command, **env):
     """Run a command of the environment ``folder``."""
-    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    # Programs that an overlay lacks, such as torchrun, are those of the environment below it.
+    places = [str(folder / "bin"), str(ROOT / ".nox" / NEWEST / "bin"), os.environ["PATH"]]
+    path = os.pathsep.join(places)
     settings = {**TEST_ENV, **env, "PATH": path, "VIRTUAL_ENV": str(folder)}
     program = folder / "bin" / command[0]
     session.run(str(program) if program.exists() else command[0], *command[1:], env=settings)
@@ -108,7 +119,7 @@ def slow(session):
     """Tests that take minutes."""
     parallel = ("-n", "2", "--dist", "loadfile", "--durations", "10")
     arguments = session.posargs or ("-m", "slow and not gpu", *parallel)
-    run(session, environment(session, NEWEST), "pytest", *arguments)
+    run(session, with_plugins(session), "python", "-m", "pytest", *arguments)
 
 
 @nox.session
@@ -122,7 +133,9 @@ def plugins(session):
     run(session, folder, "python", "-m", "pip", "install", "-qq", "--no-deps", *targets)
     strict = {"FOUNDRY_STRICT_PLUGINS": "1"}
     run(session, folder, "python", "-m", "foundry_sdk", "plugins", **strict)
-    run(session, folder, "python", "-m", "pytest", *targets, **strict)
+    # What of the project itself needs a plugin.
+    own = ROOT / "tests" / "quickstart" / "test_finetuning.py"
+    run(session, folder, "python", "-m", "pytest", *targets, str(own), **strict)
 
 
 @nox.session
@@ -136,7 +149,7 @@ def docs(session):
 @nox.session
 def examples(session):
     """Each example as its README says: every ``bash`` block, in a copy of the folder."""
-    folder = environment(session, NEWEST)
+    folder = with_plugins(session)
     for readme in sorted((ROOT / "examples").glob("*/README.md")):
         blocks = re.findall(r"^```bash\n(.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
         if not blocks:

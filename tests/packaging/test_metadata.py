@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from foundry_sdk.quickstart.pairs import PLUGIN
+
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = [ROOT / "locks" / f"cpu-transformers{major}.txt" for major in (4, 5)]
@@ -124,6 +126,9 @@ def test_readme_has_two_commands_and_ci_runs_the_second() -> None:
     [torch] = pins(LOCKS[1])["torch"]
     assert f"pip install {torch}" in install
     assert "locks/cpu-transformers5.txt" in install
+    [plugin] = re.findall(r"\./(plugins/\S+)", install)
+    assert plugin == f"plugins/{PLUGIN}"
+    assert (ROOT / plugin / "pyproject.toml").is_file()
     assert install.rstrip().endswith("foundry quickstart")
     command = re.search(r"awk '(.+)' README.md", (ROOT / ".ci" / "run").read_text())
     assert command is not None
