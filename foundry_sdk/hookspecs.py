@@ -56,7 +56,9 @@ class RunEvents:
     def gradients_ready(self, event: GradientsReady) -> Skip | Stop | Fail | None:
         """Answer ``Skip`` or ``Fail`` to keep the update from being made.
 
-        Implementing this makes every step wait for the device once.
+        Implementing this makes every step wait for the device before its update. A subscriber
+        that answers only where loss or gradient norm is not finite says so by an attribute
+        ``answers_only_non_finite = True``; the device then decides, and the answer follows.
         """
 
     @hookspec

@@ -78,6 +78,18 @@ class EventBus:
         """Whether a subscriber implements ``gradients_ready``, for which a step waits."""
         return bool(self._receivers["gradients_ready"])
 
+    @property
+    def wants_finite_gradients(self) -> bool:
+        """Whether a subscriber may refuse an update whose numbers are finite.
+
+        One that does not says so by an attribute ``answers_only_non_finite = True``; the update
+        may then be queued before it is asked.
+        """
+        return any(
+            not getattr(self._subscribers[key], "answers_only_non_finite", False)
+            for key, _ in self._receivers["gradients_ready"]
+        )
+
     def run_started(self, event: RunStarted) -> None:
         """Tell that the first step is next."""
         self._tell("run_started", event)

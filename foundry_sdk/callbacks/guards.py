@@ -40,6 +40,7 @@ class NaNMonitor:
     """Decides from numbers that are equal on every rank, so all ranks decide alike."""
 
     key = NaNMonitorSpec.kind
+    answers_only_non_finite = True
 
     def __init__(self, spec: NaNMonitorSpec) -> None:
         """No skip yet."""

@@ -98,17 +98,19 @@ def _softmax_gradient(  # noqa: PLR0917 - Triton passes by position
                     mask=start + columns < vocab_size,
                 )
         return
-    # The sum of exponentials relative to the largest so far, corrected whenever that grows.
-    largest = -float("inf")
-    total = 0.0
+    # Each lane keeps the sum of its exponentials relative to its largest logit so far, corrected
+    # whenever that grows; lanes are reduced once, at the end.
+    peaks = tl.full((block,), -1e30, dtype=tl.float32)
+    sums = tl.zeros((block,), dtype=tl.float32)
     for start in range(0, vocab_size, block):
         inside = start + columns < vocab_size
         x = tl.load(logits + start + columns, mask=inside, other=0.0).to(tl.float32)
         x = tl.where(inside, _capped(x, scale, softcap, has_softcap), -float("inf"))
-        higher = tl.maximum(largest, tl.max(x, axis=0))
-        total = total * tl.exp(largest - higher) + tl.sum(tl.exp(x - higher), axis=0)
-        largest = higher
-    partition = largest + tl.log(total)
+        higher = tl.maximum(peaks, x)
+        sums = sums * tl.exp(peaks - higher) + tl.exp(x - higher)
+        peaks = higher
+    largest = tl.max(peaks, axis=0)
+    partition = largest + tl.log(tl.sum(sums * tl.exp(peaks - largest), axis=0))
     known = (label >= 0) & (label < vocab_size)
     picked = tl.load(logits + label, mask=known, other=float("nan")).to(tl.float32)
     picked = _capped(picked, scale, softcap, has_softcap)

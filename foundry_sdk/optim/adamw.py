@@ -1,7 +1,7 @@
 """AdamW, with torch's weight decay and with one that is not multiplied by the learning rate."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from foundry_sdk.optim.decoupled import (
     evaluate,
     warn_of_strong_decay,
 )
+from foundry_sdk.optim.lionw import has_triton
 from foundry_sdk.optim.norms import local_part
 
 
@@ -74,6 +75,44 @@ class AdamW(ScheduledOptimizer):
         for group in self.param_groups:
             self._update(self._trained(group), group)
         return loss
+
+    def can_guard(self) -> bool:
+        """Return whether the update can be one kernel of ours: on a GPU, without amsgrad."""
+        return (
+            self._fused is not False
+            and all(
+                not group["amsgrad"]
+                and group["initial_lr"]
+                and all(p.is_cuda and local_part(p).is_contiguous() for p in group["params"])
+                for group in self.param_groups
+            )
+            and has_triton()
+        )
+
+    @torch.no_grad()
+    def guarded_step(self, factor: Tensor, copies: Mapping[Tensor, Tensor]) -> None:
+        """Update as ``step`` does; see :class:`foundry_sdk.optim.guarded.GuardedOptimizer`."""
+        from foundry_sdk.optim.kernels import adamw as kernel
+
+        for group in self.param_groups:
+            params = self._trained(group)
+            if not params:
+                continue
+            states = [self._state(p, amsgrad=False, step_on_device=True) for p in params]
+            steps = [state["step"] for state in states]
+            torch._foreach_add_(steps, (factor == factor).to(torch.float32))  # noqa: PLR0124
+            kernel(
+                [local_part(p) for p in params],
+                [local_part(p.grad).contiguous() for p in params if p.grad is not None],
+                [(local_part(s["exp_avg"]), local_part(s["exp_avg_sq"])) for s in states],
+                steps,
+                [copies.get(p) for p in params],
+                factor=factor,
+                keep=1.0 - group["lr"] * self._weight_decay([], group),
+                lr=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+            )
 
     def _weight_decay(self, params: list[Tensor], group: dict[str, Any]) -> float:
         """Return the decay per unit of learning rate; one that has no such form is done here."""

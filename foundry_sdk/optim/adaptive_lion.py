@@ -1,5 +1,6 @@
 """Two Lions that notice when a parameter's gradients leap, and hold back."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ DELAY: Final = 500
 """The newest norms, the present one included, that do not enter the mean."""
 
 
-class _NormWatchingLion(ScheduledOptimizer):
+class _NormWatchingLion(ScheduledOptimizer, ABC):
     """The frame of both: state, and where an outlier is found, without waiting for the device.
 
     A parameter's state is ``step`` (float32, 0-d, on the parameter's device), ``exp_avg`` and
@@ -56,13 +57,15 @@ class _NormWatchingLion(ScheduledOptimizer):
             self.state[p] = state
         return state
 
+    @abstractmethod
     def _more_state(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """Return the state of ``p`` besides the common one, before the first step."""
 
+    @abstractmethod
     def _update(
         self, params: list[Tensor], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> None:
-        raise NotImplementedError
+        """Update ``params``, of one device and dtype, and their ``states``."""
 
 
 class DecoupledAdaLRLion(_NormWatchingLion):

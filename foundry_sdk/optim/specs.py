@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 
@@ -94,12 +94,20 @@ class DecoupledAdamWSpec(OptimizerSpec):
 
 @attrs.frozen(kw_only=True)
 class DecoupledLionWSpec(OptimizerSpec):
-    """Lion, whose weight decay follows the schedule but is not multiplied by the learning rate."""
+    """Lion, whose weight decay follows the schedule but is not multiplied by the learning rate.
+
+    Attributes:
+        momentum_dtype: float32 or bfloat16; None = that of the parameters.
+        stochastic_rounding: round bfloat16 parameters up or down at random, so that small updates
+            are not lost; for ``weights: bf16``.
+    """
 
     kind = "decoupled_lionw"
     lr: float = attrs.field(default=1e-4, validator=_positive)
     betas: tuple[float, float] = attrs.field(default=(0.9, 0.99), converter=_pair, validator=_betas)
     weight_decay: float = attrs.field(default=0.0, validator=_decoupled_decay)
+    momentum_dtype: Literal["float32", "bfloat16"] | None = None
+    stochastic_rounding: bool = False
 
     def state_floats(self) -> int:
         """Return the numbers per parameter."""
@@ -109,7 +117,14 @@ class DecoupledLionWSpec(OptimizerSpec):
         """Return :class:`foundry_sdk.optim.DecoupledLionW`."""
         from foundry_sdk.optim.lionw import DecoupledLionW
 
-        return DecoupledLionW(groups, self.lr, self.betas, self.weight_decay)
+        return DecoupledLionW(
+            groups,
+            self.lr,
+            self.betas,
+            self.weight_decay,
+            momentum_dtype=self.momentum_dtype,
+            stochastic_rounding=self.stochastic_rounding,
+        )
 
 
 @attrs.frozen(kw_only=True)

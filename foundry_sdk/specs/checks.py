@@ -12,6 +12,8 @@ Problem = tuple[Path, str]
 """Where, and what is wrong."""
 
 MAX_SEED: Final = 2**32 - 2
+HALF_WEIGHTS: Final = ("amp_bf16", "amp_fp8")
+"""Precisions whose forwards can compute with bfloat16 weights."""
 _RUN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -24,7 +26,16 @@ def problems(fields: Mapping[str, Any]) -> list[Problem]:
     """
     return [
         problem
-        for check in (_numbers, _durations, _lengths, _packing, _schedule, _names, _sharding)
+        for check in (
+            _numbers,
+            _durations,
+            _lengths,
+            _packing,
+            _schedule,
+            _names,
+            _sharding,
+            _precision,
+        )
         for problem in check(fields)
     ]
 
@@ -168,6 +179,31 @@ def _sharding(fields: Mapping[str, Any]) -> Iterator[Problem]:
         yield (
             ("fsdp_config", "activation_cpu_offload"),
             "not supported here; use activation_checkpointing",
+        )
+
+
+def _precision(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    precision, weights = fields.get("precision"), fields.get("weights")
+    if weights in {"bf16", "bf16_fp32_masters"} and precision not in {None, *HALF_WEIGHTS}:
+        yield (
+            ("weights",),
+            f"{weights!r} needs precision {' or '.join(HALF_WEIGHTS)}, not {precision}",
+        )
+    if fields.get("fp8_config") is not None and precision not in {None, "amp_fp8"}:
+        yield ("fp8_config",), f"without effect: precision is {precision}, not amp_fp8"
+    optimizer = fields.get("optimizer")
+    if optimizer is None or weights is None:
+        return
+    if weights == "bf16" and optimizer.kind in {"adamw", "decoupled_adamw"}:
+        yield (
+            ("weights",),
+            f"'bf16' cannot be used with {optimizer.kind}: bfloat16 has 8 bits, too few for the "
+            "average of squared gradients; use decoupled_lionw, or weights: bf16_fp32_masters",
+        )
+    if weights != "bf16" and getattr(optimizer, "stochastic_rounding", False):
+        yield (
+            ("optimizer", "stochastic_rounding"),
+            "without effect on float32 weights; it is for weights: bf16",
         )
 
 

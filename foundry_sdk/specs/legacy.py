@@ -145,14 +145,6 @@ _SECTIONS: Final = (
     (("compile_config",), COMPILE),
 )
 
-VALUES: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
-    {
-        ("precision", "amp_fp8"): "float8 training needs torchao (extra 'fp8') and a Hopper or "
-        "newer GPU, and is not in this release; use amp_bf16",
-    }
-)
-"""(top-level key, value) → why that value is refused."""
-
 COMPONENTS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
     {
         **{("callback", kind): instead for kind, instead in NOT_SUPPORTED.items()},
@@ -181,10 +173,6 @@ def translate(values: Mapping[str, Any]) -> Translated:
             left[section[0]] = kept
         else:
             left = kept
-    for (key, value), reason in VALUES.items():
-        if left.get(key) == value:
-            mistakes.append(((key,), f"{value!r}: {reason}"))
-            del left[key]
     origins = _move_loss(left, mistakes)
     return Translated(
         values=left, notices=tuple(notices), mistakes=tuple(mistakes), origins=origins

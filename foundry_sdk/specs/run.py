@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound="RunSpec")
 FINETUNING: Final = "finetuning"
 """The kind of loader that makes a run a finetuning one."""
-Precision = Literal["fp32", "amp_bf16", "amp_fp16"]
+Precision = Literal["fp32", "amp_bf16", "amp_fp16", "amp_fp8"]
+Weights = Literal["auto", "fp32", "bf16_fp32_masters", "bf16"]
 MixedPrecision = Literal["PURE", "DEFAULT", "FULL"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 ShardingStrategy = Literal["FULL_SHARD", "SHARD_GRAD_OP", "HYBRID_SHARD", "NO_SHARD"]
@@ -67,6 +68,20 @@ class CompileSpec:
     )
     dynamic: bool | None = None
     fullgraph: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Float8Spec:
+    """``fp8_config:`` of ``precision: amp_fp8``.
+
+    Attributes:
+        recipe: one scale for each tensor, or for each row (more exact, and slower).
+        minimum_size: layers with a dimension below this are left in bfloat16, where quantising
+            costs more time than the faster product saves.
+    """
+
+    recipe: Literal["tensorwise", "rowwise"] = "tensorwise"
+    minimum_size: int = attrs.field(default=1024, validator=validators.ge(16))
 
 
 @attrs.frozen(kw_only=True)
@@ -120,7 +135,13 @@ class RunSpec:
             fits.
         device_eval_batch_size: sequences of one forward in evaluation; None = the microbatch.
         seed: of initial values, data order and dropout; 0 to 2**32 - 2.
-        precision: of forward and backward; parameters stay float32.
+        precision: of forward and backward; ``amp_fp8`` computes the products of the blocks'
+            linear layers in float8 and all else as ``amp_bf16``.
+        weights: what the parameters are. ``fp32``: float32, rounded in each forward where the
+            precision says so. ``bf16_fp32_masters``: bfloat16 in forward and backward, with a
+            float32 master that the optimizer updates. ``bf16``: bfloat16 alone, half the memory.
+            ``auto``: masters on one GPU with 16-bit precision, else float32.
+        fp8_config: of ``precision: amp_fp8``.
         deterministic: the same bits from run to run, also on a GPU; slower.
         fsdp_config: None = every rank holds the whole model.
         compile_config: None = no torch.compile.
@@ -164,6 +185,8 @@ class RunSpec:
     device_eval_batch_size: int | None = None
     seed: int = 17
     precision: Precision = "amp_bf16"
+    weights: Weights = "auto"
+    fp8_config: Float8Spec | None = None
     deterministic: bool = False
     fsdp_config: FSDPSpec | None = None
     compile_config: CompileSpec | None = None

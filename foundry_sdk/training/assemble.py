@@ -17,13 +17,16 @@ from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.language_model import LanguageModel
 from foundry_sdk.optim.contract import RunLength, Schedule
 from foundry_sdk.optim.groups import param_groups
-from foundry_sdk.specs.run import CompileSpec, RunSpec
+from foundry_sdk.specs.checks import HALF_WEIGHTS
+from foundry_sdk.specs.run import CompileSpec, Float8Spec, RunSpec, Weights
 from foundry_sdk.training.evaluate import Evaluator
+from foundry_sdk.training.float8 import convert_blocks
 from foundry_sdk.training.microbatch import Microbatching, first_size
 from foundry_sdk.training.objective import Objective
 from foundry_sdk.training.plan import BatchPlan, steps_of
 from foundry_sdk.training.runtime import Runtime
 from foundry_sdk.training.state import TrainState
+from foundry_sdk.training.weights import ComputeWeights
 from foundry_sdk.units import TimeUnit
 
 if TYPE_CHECKING:
@@ -140,6 +143,13 @@ def _model(
     model = described.build(device="meta" if runtime.sharded else str(runtime.device))
     _check_fit(spec, model, vocabulary)
     choices.update(model.choices())
+    weights = choose_weights(spec, runtime, choices)
+    if weights == "bf16":
+        model.to(torch.bfloat16)
+    if spec.precision == "amp_fp8":
+        choices["fp8_config"] = convert_blocks(
+            model, spec.fp8_config or Float8Spec(), runtime.device
+        )
     core = Objective(model, _loss(spec, model, runtime, choices).build())
     _checkpoint_activations(spec, model)
     _compile(spec.compile_config, model, runtime, choices)
@@ -148,6 +158,8 @@ def _model(
         on_host = spec.fsdp_config is not None and spec.fsdp_config.cpu_offload
         objective.to_empty(device="cpu" if on_host else runtime.device)
     model.init_weights(spec.seed)
+    if weights == "bf16_fp32_masters":
+        runtime.weights = ComputeWeights(objective, torch.bfloat16)
     if spec.fsdp_config is not None:
         choices["fsdp_config"] = (
             f"{spec.fsdp_config.sharding_strategy} over {runtime.world_size} ranks"
@@ -157,6 +169,27 @@ def _model(
             else "replicated"
         )
     return core, objective
+
+
+def choose_weights(spec: RunSpec, runtime: Runtime, choices: dict[str, str]) -> Weights:
+    """Return what ``weights`` comes to here.
+
+    Raises:
+        SpecError: it was asked for what several devices do in another way.
+    """
+    if spec.weights == "auto":
+        alone = runtime.device.type == "cuda" and runtime.world_size == 1
+        if not alone or spec.precision not in HALF_WEIGHTS:
+            return "fp32"
+        choices["weights"] = "bf16_fp32_masters: one GPU, 16-bit precision"
+        return "bf16_fp32_masters"
+    if spec.weights != "fp32" and runtime.world_size > 1:
+        raise SpecError(
+            f"weights: {spec.weights} is for one device, here are {runtime.world_size}; with "
+            "fsdp_config (mixed_precision: DEFAULT) ranks hold float32 shards and compute in "
+            "16 bits, which is the same"
+        )
+    return spec.weights
 
 
 def _check_fit(spec: RunSpec, model: LanguageModel, vocabulary: int) -> None:

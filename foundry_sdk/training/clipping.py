@@ -43,13 +43,20 @@ def clip_gradients(parameters: Iterable[Tensor], spec: GradientClippingSpec | No
     local = [local_part(gradient) for gradient in gradients]
     match spec.clipping_type:
         case "norm":
-            _scale(local, (spec.clipping_threshold / (total + _EPSILON)).clamp(max=1.0))
+            _scale(local, clip_factor(total, spec))
         case "value":
             torch._foreach_clamp_min_(local, -spec.clipping_threshold)
             torch._foreach_clamp_max_(local, spec.clipping_threshold)
         case "adaptive":
             _clip_units(trained, gradients, spec.clipping_threshold)
     return total
+
+
+def clip_factor(norm: Tensor, spec: GradientClippingSpec | None) -> Tensor:
+    """Return what clipping by the global ``norm`` multiplies gradients with: 0-d, on its device."""
+    if spec is None:
+        return torch.ones_like(norm)
+    return (spec.clipping_threshold / (norm + _EPSILON)).clamp(max=1.0)
 
 
 def _scale(gradients: list[Tensor], factor: Tensor) -> None:

@@ -64,7 +64,7 @@ def evaluate(
     position = evaluator.source.state_dict()
     objective.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), runtime.computing():
             for batch in itertools.islice(evaluator.source, evaluator.batches):
                 for part in batch.split(evaluator.microbatch):
                     with runtime.autocast():

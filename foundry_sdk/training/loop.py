@@ -1,6 +1,5 @@
 """The loop: draw a batch, forward, backward, clip, update; report, evaluate, save."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,22 +9,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from foundry_sdk.errors import NonFiniteError
 from foundry_sdk.events import (
     EvaluationFinished,
     EvaluationStarted,
-    Fail,
-    GradientsReady,
-    Skip,
     StepFinished,
     StepStarted,
     Stop,
 )
-from foundry_sdk.training.clipping import clip_gradients
 from foundry_sdk.training.evaluate import evaluate
 from foundry_sdk.training.feed import Drawn, Feed
 from foundry_sdk.training.metrics import Reporter, train_metrics
 from foundry_sdk.training.plan import Clock, due
+from foundry_sdk.training.update import Updated, Updater
 
 if TYPE_CHECKING:
     from foundry_sdk.batch import LossOutput
@@ -39,14 +34,6 @@ class LoopResult:
     stopped_by: str | None
     last_loss: float | None
     eval_metrics: dict[str, float]
-
-
-@attrs.frozen(kw_only=True)
-class Reading:
-    """What the host learns of a step: None where nobody waits for the device."""
-
-    loss: float | None = None
-    gradient_norm: float | None = None
 
 
 class Loop:
@@ -71,9 +58,9 @@ class Loop:
         self.feed = Feed(assembly.source, assembly.runtime)
         self.feed.start_at(self.state.batch_in_epoch)
         self.report = Reporter(assembly.bus, rank=self.runtime.rank)
-        self.last_checkpoint: Path | None = None
         self.eval_metrics: dict[str, float] = {}
         self.loss: float | None = None
+        self.update = Updater(assembly)
         self._stop: Stop | None = None
         self._save = save
         self._stop_requested = stop_requested
@@ -109,19 +96,19 @@ class Loop:
         started = time.perf_counter()
         self.a.bus.step_started(StepStarted(step=before.step + 1, epoch=before.epoch))
         total = self.a.microbatching.forward_backward(drawn, self._forward_backward)
-        # What follows is queued on the device; the next batch is drawn meanwhile.
-        norm = self._clip()
-        if not self._is_last(drawn):
-            self.feed.draw_ahead()
         logs = due(
             self.a.spec.console_log_interval, before, self._after(drawn, 0.0), self.a.total_steps
         )
-        reading = self._read(total, norm, drawn, needed=logs or before.step == 0)
-        skip = self._refusal(drawn, reading) if drawn.labels else Skip(reason="no labels")
-        lrs = self._update(skip)
+        updated = self.update(
+            drawn,
+            total,
+            needed=logs or before.step == 0,
+            meanwhile=lambda: None if self._is_last(drawn) else self.feed.draw_ahead(),
+        )
+        self._stop = self._stop or updated.stop
         step_seconds = time.perf_counter() - started
         self._advance(drawn, step_seconds)
-        return self._finished(drawn, reading, lrs, step_seconds, skip)
+        return self._finished(drawn, updated, step_seconds)
 
     def _forward_backward(self, drawn: Drawn, microbatch: int) -> Tensor:
         """Add this step's gradients up; return the sum of its losses on the device, float32 ().
@@ -133,64 +120,15 @@ class Loop:
         parts = list(drawn.batch.split(microbatch))
         scale = self.runtime.world_size / max(drawn.labels, 1)
         total = torch.zeros((), device=self.runtime.device)
-        for index, part in enumerate(parts):
-            last = index == len(parts) - 1
-            with self.runtime.gradients_synchronised(self.a.objective, when=last):
-                with self.runtime.autocast():
-                    output: LossOutput = self.a.objective(part.to(self.runtime.device))
-                torch.autograd.backward(self.runtime.scaler.scale(output.loss_sum * scale))
-            total += output.loss_sum.detach()
+        with self.runtime.computing(microbatches=len(parts)):
+            for index, part in enumerate(parts):
+                last = index == len(parts) - 1
+                with self.runtime.gradients_synchronised(self.a.objective, when=last):
+                    with self.runtime.autocast():
+                        output: LossOutput = self.a.objective(part.to(self.runtime.device))
+                    torch.autograd.backward(self.runtime.scaler.scale(output.loss_sum * scale))
+                total += output.loss_sum.detach()
         return total
-
-    def _clip(self) -> Tensor:
-        self.runtime.scaler.unscale_(self.a.optimizer)
-        return clip_gradients(self.a.parameters, self.a.spec.algorithms.gradient_clipping)
-
-    def _read(self, total: Tensor, norm: Tensor, drawn: Drawn, *, needed: bool) -> Reading:
-        """Bring loss and gradient norm to the host: the only place where it waits."""
-        if not (needed or self.a.bus.wants_gradients or self.runtime.scaler.is_enabled()):
-            return Reading()
-        summed = self.runtime.sum_on_device(total.clone())
-        loss, gradient_norm = torch.stack([summed.float(), norm.float()]).tolist()
-        return Reading(loss=loss / max(drawn.labels, 1), gradient_norm=gradient_norm)
-
-    def _refusal(self, drawn: Drawn, reading: Reading) -> Skip | None:
-        """Ask the callbacks whether the update may be made; numbers are equal on all ranks."""
-        if reading.loss is None or reading.gradient_norm is None:
-            return None
-        scaled = self.runtime.scaler.is_enabled()
-        if scaled and math.isfinite(reading.loss) and not math.isfinite(reading.gradient_norm):
-            return Skip(reason="a gradient overflowed in float16; the loss scale is lowered")
-        if not self.a.bus.wants_gradients:
-            return None
-        ids = drawn.batch.sample_ids
-        answers = self.a.bus.gradients_ready(
-            GradientsReady(
-                step=self.state.step + 1,
-                loss=reading.loss,
-                gradient_norm=reading.gradient_norm,
-                sample_ids=None if ids is None else tuple(ids.tolist()),
-                last_checkpoint=self.last_checkpoint,
-            )
-        )
-        for answer in answers:
-            if isinstance(answer, Fail):
-                raise NonFiniteError(answer.reason)
-            if isinstance(answer, Stop):
-                self._stop = self._stop or answer
-        return next((answer for answer in answers if isinstance(answer, Skip)), None)
-
-    def _update(self, skip: Skip | None) -> tuple[float, ...]:
-        """Make the update, or leave it out; return the learning rates."""
-        multiplier = self.a.schedule(self.state.progress())
-        groups = self.a.optimizer.param_groups
-        for group in groups:
-            group["lr"] = group["initial_lr"] * multiplier
-        if skip is None:
-            self.runtime.scaler.step(self.a.optimizer)
-        self.runtime.scaler.update()
-        self.a.optimizer.zero_grad(set_to_none=True)
-        return tuple(float(group["lr"]) for group in groups)
 
     def _advance(self, drawn: Drawn, seconds: float) -> None:
         if drawn.starts_epoch:
@@ -221,11 +159,10 @@ class Loop:
     def _finished(
         self,
         drawn: Drawn,
-        reading: Reading,
-        lrs: tuple[float, ...],
+        updated: Updated,
         seconds: float,
-        skip: Skip | None,
     ) -> Stop | None:
+        reading, skip = updated.reading, updated.skip
         event = StepFinished(
             step=self.state.step,
             epoch=self.state.epoch,
@@ -237,7 +174,7 @@ class Loop:
             step_labels=drawn.labels,
             loss=reading.loss,
             gradient_norm=reading.gradient_norm,
-            lrs=lrs,
+            lrs=updated.lrs,
             optimizer=type(self.a.optimizer).__name__,
             microbatch=self.a.microbatching.size,
             seconds=self.state.seconds,
@@ -275,7 +212,7 @@ class Loop:
         return _first(stops)
 
     def _checkpoint(self, drawn: Drawn | None) -> int:
-        self.last_checkpoint = self._save(drawn)
+        self.update.last_checkpoint = self._save(drawn)
         return self.state.step
 
     def _agreed_signal(self) -> str | None:

@@ -52,7 +52,8 @@ class ModelProbe:
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad(), self._whole(), self._a.runtime.autocast():
+            runtime = self._a.runtime
+            with torch.no_grad(), self._whole(), runtime.computing(), runtime.autocast():
                 return generate(
                     model,
                     self._a.tokenizer,

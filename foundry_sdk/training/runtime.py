@@ -16,11 +16,16 @@ from torch import Tensor, nn
 
 from foundry_sdk.errors import RunError
 from foundry_sdk.specs.run import FSDPSpec
+from foundry_sdk.training.weights import ComputeWeights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
+_AUTOCAST = {
+    "amp_bf16": torch.bfloat16,
+    "amp_fp16": torch.float16,
+    "amp_fp8": torch.bfloat16,  # what is not a float8 product
+}
 
 
 class Runtime:
@@ -34,6 +39,7 @@ class Runtime:
         local_rank, local_world_size: on this machine.
         device: where this rank computes.
         sharded: parameters are split over ranks (FSDP2).
+        weights: 16-bit copies that forwards compute in; None = the parameters themselves.
     """
 
     rank: int
@@ -42,6 +48,7 @@ class Runtime:
     local_world_size: int
     device: torch.device
     sharded: bool
+    weights: ComputeWeights | None = None
 
     @classmethod
     def start(
@@ -55,7 +62,7 @@ class Runtime:
         """Join the process group that the environment describes, or be alone.
 
         Args:
-            precision: ``fp32``, ``amp_bf16`` or ``amp_fp16``.
+            precision: ``fp32``, ``amp_bf16``, ``amp_fp16`` or ``amp_fp8``.
             fsdp: how parameters are sharded; without effect in one process.
             deterministic: the same bits from run to run, on a GPU too.
             timeout: seconds after which a collective that nobody else joins fails.
@@ -188,8 +195,18 @@ class Runtime:
             return _as_module(prepared)
         return objective.to(self.device)
 
+    def computing(self, *, microbatches: int = 2) -> AbstractContextManager[None]:
+        """Return the context in which forwards and backwards run.
+
+        Args:
+            microbatches: how many backward passes add to the gradients before they are used.
+        """
+        return (
+            nullcontext() if self.weights is None else self.weights.lent(microbatches=microbatches)
+        )
+
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which forwards run."""
+        """Return the context in which a forward's operations choose their precision."""
         dtype = _AUTOCAST.get(self.precision)
         if dtype is None:
             return nullcontext()

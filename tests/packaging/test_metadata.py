@@ -19,6 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCKS = [ROOT / "locks" / f"cpu-transformers{major}.txt" for major in (4, 5)]
 # Import names that are loaded only when a spec asks for them, with the extra that brings them.
 OPTIONAL = {
+    "torchao": "fp8",
     "flash_attn": "flash",
     "peft": "lora",
     "tensorboard": "tracking",

@@ -18,14 +18,15 @@ from foundry_sdk.batch import IGNORE_INDEX, Batch, LossOutput
 from foundry_sdk.callbacks.contract import CallbackSpec
 from foundry_sdk.callbacks.guards import LossSpikeGuardSpec, NaNMonitorSpec
 from foundry_sdk.data.contract import BatchSource, DataSpec, LoaderContext, TokenizerSpec
-from foundry_sdk.events import RunStarted, StepFinished, Stop
+from foundry_sdk.events import GradientsReady, RunStarted, StepFinished, Stop
 from foundry_sdk.hookspecs import hookimpl
 from foundry_sdk.losses.contract import LossSpec
 from foundry_sdk.losses.cross_entropy import CrossEntropy
 from foundry_sdk.losses.module import LogitsLoss
 from foundry_sdk.models.mpt.spec import AttentionSpec, MPTSpec
+from foundry_sdk.optim.contract import OptimizerSpec
 from foundry_sdk.optim.schedules import CosineWithWarmupSpec
-from foundry_sdk.optim.specs import DecoupledAdamWSpec
+from foundry_sdk.optim.specs import DecoupledAdamWSpec, DecoupledLionWSpec
 from foundry_sdk.pretrainer import Pretrainer
 from foundry_sdk.specs.run import (
     AlgorithmsSpec,
@@ -156,6 +157,30 @@ class Poisoned(LogitsLoss):
         return LossOutput(loss_sum, count)
 
 
+class Watcher:
+    """Asks to see every gradient, so that nothing may be updated before."""
+
+    @hookimpl
+    def gradients_ready(self, event: GradientsReady) -> None:
+        assert event.step > 0
+
+
+@attrs.frozen(kw_only=True)
+class WatcherSpec(CallbackSpec):
+    """Makes each step wait before its update."""
+
+    kind = "watcher"
+
+    def build(self, run: RunStarted) -> object:
+        return Watcher()
+
+
+def optimizer(arguments: Mapping[str, Any]) -> OptimizerSpec:
+    if arguments.get("optimizer") == "lion":
+        return DecoupledLionWSpec(lr=1e-3, stochastic_rounding=arguments.get("weights") == "bf16")
+    return DecoupledAdamWSpec(lr=1e-2)
+
+
 def main(arguments: Mapping[str, Any]) -> None:
     torch.set_num_threads(1)
     kill, poison, guard = (arguments.get(key) for key in ("kill", "poison", "guard"))
@@ -170,7 +195,7 @@ def main(arguments: Mapping[str, Any]) -> None:
             attn_config=AttentionSpec(attn_impl=arguments.get("attention", "torch")),
         ),
         tokenizer=TokenizerSpec(name=arguments["tokenizer"]),
-        optimizer=DecoupledAdamWSpec(lr=1e-2),
+        optimizer=optimizer(arguments),
         scheduler=CosineWithWarmupSpec(t_warmup=Duration.parse("3ba")),
         algorithms=AlgorithmsSpec(gradient_clipping=GradientClippingSpec(clipping_threshold=0.5)),
         train_loader=MemorySpec(rows=arguments.get("rows", 40)),
@@ -182,6 +207,7 @@ def main(arguments: Mapping[str, Any]) -> None:
         device_train_microbatch_size=arguments["microbatch"],
         device_eval_batch_size=2,
         precision=arguments.get("precision", "fp32"),
+        weights=arguments.get("weights", "auto"),
         deterministic=arguments.get("deterministic", False),
         fsdp_config=FSDPSpec(**arguments["fsdp"]) if arguments.get("fsdp") else None,
         run_name=arguments["name"],
@@ -194,6 +220,7 @@ def main(arguments: Mapping[str, Any]) -> None:
             *([KillAtSpec(step=kill[0], how=kill[1])] if kill else []),
             *([NaNMonitorSpec(policy="skip")] if arguments.get("skip_nan") else []),
             *([LossSpikeGuardSpec(**guard)] if guard else []),
+            *([WatcherSpec()] if arguments.get("watched") else []),
         ),
         load_path=arguments.get("load_path"),
         load_weights_only=arguments.get("load_weights_only", False),

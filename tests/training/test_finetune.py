@@ -1,9 +1,11 @@
 """Finetuning to the end: a small GPT-2, Llama and T5, from a config, learn ARC-Easy by heart."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from foundry_sdk import (
     DecoupledAdamWSpec,
@@ -16,6 +18,7 @@ from foundry_sdk import (
     TokenizerSpec,
 )
 from foundry_sdk.data.preprocessors import multiple_choice
+from foundry_sdk.export.exporter import export_model
 
 DATA = os.environ.get("FOUNDRY_TEST_DATA")
 pytestmark = pytest.mark.skipif(DATA is None, reason="FOUNDRY_TEST_DATA is not set")
@@ -50,7 +53,7 @@ def config_of(kind):
     small = {"vocab_size": 1024, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     if kind == "gpt2":
         return hf.GPT2Config(
-            n_embd=128, n_layer=3, n_head=4, n_positions=256,
+            n_embd=64, n_layer=2, n_head=4, n_positions=256,
             resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **small,
         )  # fmt: skip
     if kind == "llama":
@@ -59,7 +62,7 @@ def config_of(kind):
             max_position_embeddings=256, **small,
         )  # fmt: skip
     return hf.T5Config(
-        d_model=96, d_kv=24, d_ff=192, num_layers=2, num_decoder_layers=2, num_heads=4,
+        d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4,
         dropout_rate=0.0, decoder_start_token_id=1,
         **small,
     )  # fmt: skip
@@ -74,7 +77,7 @@ def finetuner(folder, kind, tokenizer, *, steps, **dataset):
     spec = FinetuneSpec(
         model=model(pretrained_model_name_or_path=str(folder / "config"), pretrained=False),
         tokenizer=TokenizerSpec(name=str(tokenizer)),
-        optimizer=DecoupledAdamWSpec(lr=3e-3, betas=(0.9, 0.95), eps=1e-8),
+        optimizer=DecoupledAdamWSpec(lr=5e-3, betas=(0.9, 0.95), eps=1e-8),
         scheduler=LinearDecayWithWarmupSpec(t_warmup=Duration.parse("0ba")),
         train_loader=FinetuningDataSpec(
             dataset=FinetuningDatasetSpec(
@@ -117,10 +120,48 @@ def test_a_few_steps_lower_the_loss(tmp_path, tokenizer, kind, options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["gpt2", "t5"])
-def test_arc_easy_is_learned_by_heart(tmp_path, tokenizer, kind):
+@pytest.mark.parametrize(("kind", "steps"), [("gpt2", "60ep"), ("t5", "80ep")])
+def test_arc_easy_is_learned_by_heart_and_told_by_the_exported_model(
+    tmp_path, tokenizer, kind, steps
+):
     options = {"decoder_only_format": False} if kind == "t5" else {}
-    done = finetuner(
-        tmp_path, kind, tokenizer, steps="80ep", allow_pad_trimming=True, **options
-    ).fit()
+    run = finetuner(tmp_path, kind, tokenizer, steps=steps, allow_pad_trimming=True, **options)
+    done = run.fit()
     assert done.train_loss < 0.1
+    export_model(done.run_dir, tmp_path / "exported")
+    prompts, answers = examples()
+    assert len(prompts) == 100
+    assert told(tmp_path / "exported", kind, prompts) == answers
+
+
+def examples():
+    """Return prompts and answers as ARC-Easy's usual format has them."""
+    lines = (Path(str(DATA)) / "arc_easy_train.jsonl").read_text("utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    prompts = [
+        f"{row['query']}\nOptions:" + "".join(f"\n - {c}" for c in row["choices"]) + "\nAnswer: "
+        for row in rows
+    ]
+    return prompts, [row["choices"][row["gold"]] for row in rows]
+
+
+def told(folder, kind, prompts):
+    """Return what transformers generates from ``folder``, greedily, to the end of each answer."""
+    import transformers as hf
+
+    auto = hf.AutoModelForSeq2SeqLM if kind == "t5" else hf.AutoModelForCausalLM
+    model = auto.from_pretrained(folder).eval()
+    tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    texts = []
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=64,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_token_id,
+        )[0]
+        written = written[1:] if kind == "t5" else written[ids.shape[1] :]
+        texts.append(tokenizer.decode(written, skip_special_tokens=True))
+    return texts

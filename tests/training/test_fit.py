@@ -260,3 +260,32 @@ def test_a_folder_that_holds_a_run_is_refused(reference: dict[str, Any]) -> None
     [told] = run(reference, expect=1)
     assert "already holds a run (finished" in told
     assert "autoresume: true" in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["bf16_fp32_masters", "bf16"])
+def test_16_bit_weights_learn_alike_and_go_on_bit_for_bit(
+    tokenizer: str, tmp_path: Path, weights: str
+) -> None:
+    """Stochastic rounding has a state too: the killed run repeats the noise of the whole one."""
+    base = {
+        "tokenizer": tokenizer,
+        "root": str(tmp_path),
+        "microbatch": 4,
+        "duration": "12ba",
+        "precision": "amp_bf16",
+        "optimizer": "lion",
+        "autoresume": True,
+        "save": "3ba",
+    }
+    exact, whole, killed = (base | {"name": name} for name in ("exact", "whole", "killed"))
+    run(killed | {"weights": weights, "kill": [7, "kill"]}, expect=9)
+    run([exact, whole | {"weights": weights}, killed | {"weights": weights}])
+    losses = [
+        [line["loss/train/total"] for line in read(each).values() if "loss/train/total" in line]
+        for each in (exact, whole, killed)
+    ]
+    assert losses[2] == losses[1]
+    # bfloat16 has 8 bits: each loss of about 4 nats is right to a few hundredths.
+    assert losses[1] == pytest.approx(losses[0], abs=0.05)
+    assert losses[1] != losses[0]

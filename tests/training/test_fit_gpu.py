@@ -86,6 +86,28 @@ def test_half_precision_follows_float32(tokenizer: str, tmp_path: Path, precisio
     assert found == pytest.approx(expected, abs=0.05)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "lion"])
+def test_updates_decided_on_the_device_are_those_decided_on_the_host(
+    tokenizer: str, tmp_path: Path, optimizer: str
+) -> None:
+    """With a bad step that is left out; weights are float32, so both round alike but for order."""
+    base = {
+        "tokenizer": tokenizer,
+        "root": str(tmp_path),
+        "microbatch": 4,
+        "duration": "12ba",
+        "weights": "fp32",
+        "optimizer": optimizer,
+        "poison": {"forward": 9, "rank": 0, "factor": float("nan")},
+        "skip_nan": True,
+    }
+    device, host = (base | {"name": name} for name in ("device", "host"))
+    run([device, host | {"watched": True}])
+    expected = [float.fromhex(line.split()[0]) for line in losses(host)]
+    found = [float.fromhex(line.split()[0]) for line in losses(device)]
+    assert found == pytest.approx(expected, rel=1e-5, nan_ok=True)
+
+
 def test_auto_halves_the_microbatch_when_memory_runs_out(tmp_path: Path) -> None:
     script = """
 import torch
