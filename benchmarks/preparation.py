@@ -184,7 +184,7 @@ def row_of(way: str, results: Mapping[str, list[dict[str, Any]]], examples: int)
     own, base = results[way], results["map, batched"]
 
     def median(found: list[dict[str, Any]], key: str) -> float:
-        return statistics.median(each[key] for each in found)
+        return float(statistics.median(each[key] for each in found))
 
     return {
         "way": way,

@@ -91,7 +91,10 @@ def look_at_model(spec: "ModelSpec", batch: Batch, *, seed: int) -> Isolation | 
         return found
     model = found.spec.build(device="cpu")
     model.init_weights(seed)
-    isolation = attrs.evolve(isolation_of(model, batch), about=found.about)
+    try:
+        isolation = attrs.evolve(isolation_of(model, batch), about=found.about)
+    except ValueError as error:  # a model that says itself that it cannot
+        raise RunError(f"packing, looked at in {found.about}: {error}") from error
     problem = isolation.problem()
     if problem is not None:
         raise RunError(f"packing, looked at in {isolation.about}: {problem}; {_REMEDY}")

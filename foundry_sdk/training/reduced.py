@@ -13,6 +13,8 @@ SMALL: Final = 20_000_000
 """Parameters up to which a model is taken as it is."""
 _TOO_LARGE: Final = 500_000_000
 _VOCABULARY: Final = 1024
+_WIDTH: Final = 256
+"""Of the feed-forward networks."""
 
 
 @attrs.frozen(kw_only=True)
@@ -98,15 +100,19 @@ def _transformers(spec: HFCausalLMSpec) -> StandIn | str:
     small = attrs.evolve(plain, config_overrides=overrides)
     if small.parameters() > _TOO_LARGE:
         return "layers of a size that only the run itself looks at"
-    about = f"{overrides['num_hidden_layers']} layers with initial weights"
+    about = f"{overrides['num_hidden_layers']} lean layers with initial weights"
     return StandIn(spec=small, about=", ".join([about, *notes]))
 
 
 def _smaller(config: Any) -> dict[str, Any]:  # noqa: ANN401 - a PretrainedConfig of any class
-    """Return overrides for few layers, each kind of attention among them, and few tokens."""
+    """Return overrides for few and lean layers of each kind of attention, and few tokens."""
     kinds = getattr(config, "layer_types", None)
     layers = min(int(config.num_hidden_layers), 2)
     overrides: dict[str, Any] = {"vocab_size": _VOCABULARY}
+    known = config.to_dict()
+    for name in ("intermediate_size", "moe_intermediate_size"):
+        if isinstance(known.get(name), int):  # no token reaches another one there
+            overrides[name] = min(known[name], _WIDTH)
     if kinds:
         layers = max(layers, 1 + max(kinds.index(kind) for kind in set(kinds)))
         overrides["layer_types"] = list(kinds[:layers])

@@ -182,6 +182,11 @@ def test_a_transformers_model_without_its_mask_is_found(
             look_at_model(saved(tmp_path, small(family)), BATCH, seed=1)
 
 
+def test_a_model_that_says_that_it_cannot_is_refused() -> None:
+    with pytest.raises(RunError, match=r"set model\.attn_config\.attn_uses_sequence_id: true"):
+        look_at_model(mpt(attn_uses_sequence_id=False), BATCH, seed=1)
+
+
 def test_positions_that_go_on_are_found() -> None:
     check_positions(BATCH)
     assert BATCH.position_ids is not None
@@ -217,6 +222,7 @@ def test_large_models_get_a_stand_in_with_their_kinds_of_attention(tmp_path: Any
     assert isinstance(taken.spec, HFCausalLMSpec)
     assert set(taken.spec.config_overrides["layer_types"]) == kinds
     assert taken.spec.config_overrides["num_hidden_layers"] == 6
+    assert taken.spec.parameters() < SMALL
     found = look_at_model(wide, BATCH, seed=1)
     assert not isinstance(found, str)
     assert found.others == 0
