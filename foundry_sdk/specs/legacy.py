@@ -158,7 +158,10 @@ COMPONENTS: Final[Mapping[tuple[str, str], str]] = MappingProxyType(
 
 
 def translate(values: Mapping[str, Any]) -> Translated:
-    """Take out the keys above, and turn ``model.loss_fn`` into ``loss``."""
+    """Take out the keys above, and move what has another place here.
+
+    ``model.loss_fn`` becomes ``loss``, ``model.master_weights_dtype`` ``weights``.
+    """
     left = dict(values)
     notices: list[tuple[Path, str]] = []
     mistakes: list[tuple[Path, str]] = []
@@ -173,7 +176,7 @@ def translate(values: Mapping[str, Any]) -> Translated:
             left[section[0]] = kept
         else:
             left = kept
-    origins = _move_loss(left, mistakes)
+    origins = _move_loss(left, mistakes) | _move_weights(left, mistakes)
     return Translated(
         values=left, notices=tuple(notices), mistakes=tuple(mistakes), origins=origins
     )
@@ -208,3 +211,18 @@ def _move_loss(left: dict[str, Any], mistakes: list[tuple[Path, str]]) -> dict[P
     if isinstance(loss, dict) and loss.get("name") != name:
         mistakes.append((("model", "loss_fn"), f"{name!r} here, but {loss.get('name')!r} in loss"))
     return {}
+
+
+def _move_weights(left: dict[str, Any], mistakes: list[tuple[Path, str]]) -> dict[Path, Path]:
+    model, place = left.get("model"), ("model", "master_weights_dtype")
+    if not isinstance(model, dict) or place[1] not in model:
+        return {}
+    left["model"] = {key: value for key, value in model.items() if key != place[1]}
+    dtype = model[place[1]]
+    if dtype is None:
+        return {}
+    if dtype not in {"bf16", "bfloat16"}:
+        mistakes.append((place, f"{dtype!r} is not supported here; use weights: bf16"))
+    elif left.setdefault("weights", "bf16") != "bf16":
+        mistakes.append((place, f"{dtype!r} here, but {left['weights']!r} in weights"))
+    return {("weights",): place}

@@ -95,9 +95,9 @@ class _Maker:
             properties.setdefault(key, {"deprecated": True, "description": f"No effect: {why}."})
         properties |= _legacy(cls)
         if tag is not None and getattr(cls, "family", None) == "model":
-            properties.setdefault(
-                "loss_fn", {"type": "string", "description": "The same as loss: {name: …}."}
-            )
+            for key, same in (("loss_fn", "loss: {name: …}"), ("master_weights_dtype", "weights")):
+                described = {"type": ["string", "null"], "description": f"The same as {same}."}
+                properties.setdefault(key, described)
         schema = {"type": "object", "additionalProperties": False, "properties": properties}
         if required:
             schema["required"] = required

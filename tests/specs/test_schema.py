@@ -50,6 +50,7 @@ def test_a_file_with_references_is_valid_and_so_is_what_it_resolves_to(
     "case",
     [
         ("model.loss_fn=torch_crossentropy", True),
+        ("model.master_weights_dtype=bf16", True),
         ("model.init_device=meta", True),
         ("model.logit_scale=0.5", True),
         ("fsdp_config.limit_all_gathers=true", True),

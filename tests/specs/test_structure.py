@@ -260,6 +260,19 @@ def test_a_component_may_hold_another(read_text: Reader, good: str, tiny: Module
     assert spec.train_loader.preprocessor == tiny.Recipes(style="long")  # type: ignore[attr-defined]
 
 
+def test_master_weights_dtype_of_the_model_becomes_the_weights(
+    read_text: Reader, good: str, tiny: ModuleType
+) -> None:
+    assert read_text(good)[0].loss is None
+    key = "model.master_weights_dtype"
+    assert read_text(good, f"{key}=bf16")[0].weights == "bf16"
+    assert read_text(good, f"{key}=null")[0].weights == "auto"
+    [line] = mistakes(read_text, good, f"{key}=f16")
+    assert f"{key}: 'f16' is not supported here; use weights: bf16" in line
+    [line] = mistakes(read_text, good, f"{key}=bf16", "weights=fp32")
+    assert f"{key}: 'bf16' here, but 'fp32' in weights" in line
+
+
 def test_loss_fn_of_the_model_becomes_the_loss(
     read_text: Reader, good: str, tiny: ModuleType
 ) -> None:
