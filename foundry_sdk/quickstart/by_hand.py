@@ -16,8 +16,10 @@ COMMANDS_FILE: Final = "commands.sh"
 BY_HAND: Final = "by-hand"
 """Subfolder with the files above, where a user can do every step again."""
 PROMPT: Final = "def __init__(self"
-QUESTION: Final = "Write a Python function.\n\nReturn the name of the file.\n\n### Code\n"
-"""A prompt in the form of the pairs."""
+QUESTION: Final = "Write a Python function.\n\n{}\n\n### Code\n"
+"""The form of the pairs' prompts, around a docstring."""
+CHAT_TEMPLATE: Final = "question.jinja"
+_DOCSTRINGS: Final = ("Return the name of the file.", "Delete a file.")
 
 
 def write_files(folder: Path, sizes: Sizes, *, finetune: bool) -> None:
@@ -32,6 +34,7 @@ def write_files(folder: Path, sizes: Sizes, *, finetune: bool) -> None:
     (folder / PRETRAIN_FILE).write_text(pretrain_yaml(sizes), encoding="utf-8")
     if finetune:
         (folder / FINETUNE_FILE).write_text(finetune_yaml(sizes), encoding="utf-8")
+        (folder / CHAT_TEMPLATE).write_text(_chat_template(), encoding="utf-8")
     shutil.copyfile(Path(tokenizer_script.__file__), folder / TOKENIZER_SCRIPT)
     steps = steps_by_hand(sizes, finetune=finetune)
     commands = "\n\n".join(f"# {about}\n{command}" for about, command in steps)
@@ -65,7 +68,8 @@ def _finetuning(sizes: Sizes) -> list[tuple[str, str]]:
         shlex.join(["python", *mining(f"../text/{split}", f"pairs/{split}.jsonl", sizes)])
         for split in ("train", "val")
     )
-    escaped = QUESTION.replace("\n", "\\n")
+    question = _escaped(QUESTION.format(_DOCSTRINGS[0]))
+    lines = _escaped("".join(f"{docstring}\n" for docstring in _DOCSTRINGS))
     return [
         ("Mine pairs of docstring and function from the text", mine),
         ("Look at what would be learned from them", f"foundry data check {FINETUNE_FILE}"),
@@ -74,8 +78,22 @@ def _finetuning(sizes: Sizes) -> list[tuple[str, str]]:
         (
             "Ask both models the same",
             "\n".join(
-                f"foundry generate {model} --prompt $'{escaped}'"
+                f"foundry generate {model} --prompt $'{question}'"
                 for model in ("model", "finetuned")
             ),
         ),
+        (
+            "Give it a docstring a line; without the first part, talk with it",
+            f"printf '{lines}' | foundry chat finetuned --chat-template {CHAT_TEMPLATE}",
+        ),
     ]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\n", "\\n")
+
+
+def _chat_template() -> str:
+    """Return Jinja for a model that has learned single questions: only the last message counts."""
+    before, after = map(_escaped, QUESTION.split("{}"))
+    return f'{{{{ "{before}" + messages[-1]["content"] + "{after}" }}}}\n'

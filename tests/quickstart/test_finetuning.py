@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from foundry_sdk.plugin.host import PluginHost
+from foundry_sdk.quickstart.by_hand import QUESTION
 from foundry_sdk.quickstart.pairs import missing_plugin
 from foundry_sdk.quickstart.run import Quickstart, quickstart, step_count
 from foundry_sdk.quickstart.sizes import Sizes
@@ -52,10 +53,13 @@ def test_answers_are_to_prompts_of_modules_held_out(made: Quickstart) -> None:
     held_out, learned = pairs(made, "val"), pairs(made, "train")
     assert made.data.pairs == {"train": len(learned), "val": len(held_out)}
     texts = made.data.corpus
+    before, after = QUESTION.split("{}")
     for rows, folder in ((held_out, texts.validation), (learned, texts.train)):
         for row in rows:
             file, name = row["origin"].split(":")
             assert f"def {name.rsplit('.', 1)[-1]}(" in (folder / file).read_text("utf-8")
+        assert all(row["prompt"].startswith(before) for row in rows)
+        assert all(row["prompt"].endswith(after) for row in rows)
     originals = {(row["prompt"], row["response"]) for row in held_out}
     asked = {(answer.prompt, answer.original) for answer in made.finetuned.answers}
     assert asked

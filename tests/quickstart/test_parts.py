@@ -12,9 +12,11 @@ from foundry_sdk.plugin.source import PluginSource
 from foundry_sdk.quickstart.answers import is_function
 from foundry_sdk.quickstart.by_hand import (
     BY_HAND,
+    CHAT_TEMPLATE,
     COMMANDS_FILE,
     FINETUNE_FILE,
     PRETRAIN_FILE,
+    QUESTION,
     write_files,
 )
 from foundry_sdk.quickstart.chart import text_chart
@@ -198,7 +200,8 @@ def test_commands_by_hand_exist(tmp_path: Path) -> None:
     write_files(tmp_path, QUICK, finetune=True)
     root = typer.main.get_command(app)
     found = 0
-    for line in (tmp_path / COMMANDS_FILE).read_text().splitlines():
+    for whole in (tmp_path / COMMANDS_FILE).read_text().splitlines():
+        line = whole.rpartition(" | ")[2]
         if not line.startswith("foundry "):
             continue
         command = root
@@ -208,4 +211,20 @@ def test_commands_by_hand_exist(tmp_path: Path) -> None:
         known = {option for parameter in command.params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known, line
         found += 1
-    assert found == 11  # conversion, generating: two each; training, export: one each, twice
+    assert found == 12
+
+
+def test_chat_template_by_hand_is_the_form_of_the_pairs(tmp_path: Path) -> None:
+    from foundry_sdk.data.tokenizer import load_tokenizer
+    from foundry_sdk.testing import tiny_tokenizer
+
+    write_files(tmp_path, QUICK, finetune=True)
+    messages = [
+        {"role": "user", "content": "Not this."},
+        {"role": "assistant", "content": "Nor this."},
+        {"role": "user", "content": "Return 'x'."},
+    ]
+    written = load_tokenizer(tiny_tokenizer("bytes")).apply_chat_template(
+        messages, chat_template=(tmp_path / CHAT_TEMPLATE).read_text(), tokenize=False
+    )
+    assert written == QUESTION.format("Return 'x'.")
