@@ -3,9 +3,12 @@
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from foundry_sdk.errors import SpecError
 from foundry_sdk.models.huggingface.spec import Attention
@@ -105,6 +108,33 @@ def why_not_isolated(module: Any) -> str | None:  # noqa: ANN401
         for name, function in original.items():
             setattr(code, name, function)
     return "its attention masks do not follow position ids"
+
+
+@contextmanager
+def unread_mask(attention: Attention, ones: Tensor) -> Iterator[None]:
+    """Have transformers take the padding mask ``ones`` for one without padding, unread.
+
+    It would look into the mask to see that nothing is masked, which waits for the device in each
+    forward. Without any mask it would look into the positions instead.
+
+    Args:
+        attention: of the model.
+        ones: bool (B, S), True everywhere.
+    """
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as FUNCTIONS
+
+    original = FUNCTIONS[attention]
+
+    def make(*args: Any, attention_mask: Tensor | None = None, **options: Any) -> Any:  # noqa: ANN401
+        base = None if attention_mask is None else attention_mask._base
+        mask = None if attention_mask is ones or base is ones else attention_mask
+        return original(*args, attention_mask=mask, **options)
+
+    FUNCTIONS[attention] = make
+    try:
+        yield
+    finally:
+        FUNCTIONS[attention] = original
 
 
 class _Reached(Exception):  # noqa: N818 - no error: where to stop

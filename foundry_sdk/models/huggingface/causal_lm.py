@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from foundry_sdk.batch import Batch
-from foundry_sdk.models.huggingface.attention import why_not_isolated
+from foundry_sdk.models.huggingface.attention import unread_mask, why_not_isolated
 from foundry_sdk.models.huggingface.model import HFModel, refuse_left_padding
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ class HFCausalLM(HFModel):
             # Causal attention keeps real tokens from seeing what comes after them, so padding on
             # the right needs no mask; with a mask of ones kernels take their fast path.
             mask = torch.ones_like(batch.input_ids, dtype=torch.bool)
-            output = called(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
+            with unread_mask(self._attention, mask):
+                output = called(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
         else:
             output = self._packed(called, batch.input_ids, batch.sequence_ids)
         answer: Tensor = output.logits if self._head is None else output[0]

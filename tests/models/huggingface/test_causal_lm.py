@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -117,6 +118,38 @@ def test_a_model_that_cannot_isolate_refuses_packed_rows(tmp_path: Path, family:
 def test_positions_begin_again_with_each_document() -> None:
     ids = torch.tensor([[0, 0, 0, 1, 2, 2, -1, -1], [5, 5, 5, 5, 5, 5, 5, 5]])
     assert document_positions(ids).tolist() == [[0, 1, 2, 0, 0, 1, 0, 1], list(range(8))]
+
+
+class Reads(TorchDispatchMode):
+    """Keeps what would have to wait for a device: each value that comes to Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.name in {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}:
+            self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", MAIN)
+def test_a_forward_waits_for_no_value_of_the_device(
+    folders: dict[str, Path], family: str, attention: Any
+) -> None:
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as FUNCTIONS
+
+    model, ids = built(folders[family], attn_implementation=attention), rows(2, 16)
+    before = FUNCTIONS[attention]
+    with Reads() as ours:
+        model(batch_of(ids))
+    assert ours.seen == []
+    assert FUNCTIONS[attention] is before
+    with Reads() as plain:
+        model.model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    if attention == "sdpa" and family != "mistral":  # a window is a mask in any case
+        assert plain.seen  # what it is about; else this test sees nothing
 
 
 @pytest.mark.parametrize("family", MAIN)
