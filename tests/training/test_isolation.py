@@ -57,13 +57,13 @@ def packed(*rows: list[int], vocabulary: int = 96) -> Batch:
 
 
 BATCH = packed([9, 40], [5, 7, 1, 12, 20])
-DOLLARS: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
+SHAPE: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
 ROPE = {"rope": True, "rope_impl": "hf"}
 
 
 def mpt(**attention: Any) -> MPTSpec:
     given = {"attn_impl": "torch", "attn_uses_sequence_id": True, **attention}
-    return MPTSpec(**DOLLARS, vocab_size=96, attn_config=AttentionSpec(**given))
+    return MPTSpec(**SHAPE, vocab_size=96, attn_config=AttentionSpec(**given))
 
 
 @pytest.mark.parametrize(
@@ -244,10 +244,10 @@ def finetuner(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     file = tmp_path / "sums.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def make(flaw: str, precision: str = "fp32") -> Finetuner:
+    def make(flaw: str, precision: str = "fp32", kernel: str = "torch") -> Finetuner:
         inner = MPTSpec(
-            **DOLLARS, vocab_size=258,
-            attn_config=AttentionSpec(attn_impl="torch", attn_uses_sequence_id=True),
+            **SHAPE, vocab_size=258,
+            attn_config=AttentionSpec(attn_impl=kernel, attn_uses_sequence_id=True),
         )  # fmt: skip
         dataset = FinetuningDatasetSpec(
             hf_name="json", split="train", hf_kwargs={"data_files": str(file)},
@@ -277,6 +277,15 @@ def test_a_run_looks_at_its_own_model_before_the_first_step(
     assert "packing: no example sees another (the others' loss moves by 0)" in caplog.text
     with pytest.raises(RunError, match=r"changes the loss of the others by .* they see each other"):
         finetuner("mask", precision).fit()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", ["torch", "flash", "flex"])
+def test_a_run_looks_at_the_kernels_of_a_gpu(finetuner: Any, kernel: str) -> None:
+    assert finetuner("", "amp_bf16", kernel).fit().steps == 1
+    with pytest.raises(RunError, match="they see each other"):
+        finetuner("mask", "amp_bf16", kernel).fit()
 
 
 def test_a_run_warns_of_odd_examples(
