@@ -109,7 +109,7 @@ def _show(console: "Console", report: "LoaderReport") -> None:
         console.print(f"  {source.name}: {source.kept:,} of {source.examples:,} examples are kept")
         for reason, count in source.dropped.items():
             if count:
-                console.print(f"    {count:,} left out: {reason}")
+                console.print(f"    {count:,} ({count / source.examples:.1%}) left out: {reason}")
         share = source.targets / source.tokens if source.tokens else 0.0
         console.print(f"    {source.tokens:,} tokens, of which {share:.1%} are learned")
         fewest, median, most = source.learned_of_each
