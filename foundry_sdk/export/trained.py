@@ -16,6 +16,7 @@ from foundry_sdk.errors import CheckpointError, SpecError
 from foundry_sdk.models.contract import ModelSpec
 from foundry_sdk.models.huggingface.spec import HFModelSpec
 from foundry_sdk.models.language_model import LanguageModel
+from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs.converter import Mistakes, SpecConverter
 from foundry_sdk.specs.document import load
@@ -64,6 +65,10 @@ def load_trained(path: str | Path) -> Trained:
     if not isinstance(values.get("model"), dict):
         raise CheckpointError(f"{checkpoint.path}: nothing says which model this is")
     spec = structured(values["model"], ModelSpec, "model", spec_file or checkpoint.path)
+    if isinstance(spec, MPTSpec) and spec.pretrained_model_name_or_path is not None:
+        # what the run began from may be gone; its checkpoint holds all of the model
+        described = json.loads((checkpoint.path / STATE).read_bytes())["model"]
+        spec = structured(described, ModelSpec, "model", checkpoint.path)
     if isinstance(spec, HFModelSpec):
         spec = spec.unquantized()  # adapters go on the weights as their files have them
     tokenizer = None

@@ -18,6 +18,7 @@ from foundry_sdk.errors import CheckpointError, SpecError
 from foundry_sdk.export.architectures import custom_architecture
 from foundry_sdk.export.files import write_config, write_weights
 from foundry_sdk.export.source import Source
+from foundry_sdk.export.trained import load_trained
 from foundry_sdk.models.mpt.model import MPT
 from foundry_sdk.models.mpt.options import (
     AttentionSpec,
@@ -169,6 +170,17 @@ def test_training_options_are_said_here(tmp_path: Path) -> None:
         begun(learned, max_seq_len=128)  # it has a row for each position
     rotary = saved_run(tmp_path / "b", filled(SPECS["rotary"]))
     assert begun(rotary, max_seq_len=128).max_sequence_length() == 128
+
+
+def test_a_run_needs_what_it_began_from_no_longer(tmp_path: Path) -> None:
+    source = filled(SPECS["rotary"])
+    run = saved_run(tmp_path / "run", source)
+    spec = '{"model": {"name": "mpt_causal_lm", "pretrained_model_name_or_path": "/gone"}}'
+    (run / "spec.yaml").write_text(spec, encoding="utf-8")
+    model = load_trained(run).model
+    assert isinstance(model, MPT)
+    assert model.spec == source.spec
+    assert torch.equal(logits(model), logits(source))
 
 
 def test_only_the_config(tmp_path: Path) -> None:
