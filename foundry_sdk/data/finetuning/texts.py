@@ -84,7 +84,10 @@ def _quick_encoders(tokenizer: "PreTrainedTokenizerBase") -> dict[tuple[bool, bo
     if backend is None or getattr(tokenizer, "split_special_tokens", False):
         return {}
     probe = _PROBES[2]
-    bare, whole = (backend.encode(probe, add_special_tokens=each).ids for each in (False, True))
+    bare, whole = (
+        plain_ids(tokenizer, [probe], special_tokens=each, target=False)[0].tolist()
+        for each in (False, True)
+    )
     place = next(
         (n for n in range(len(whole) - len(bare) + 1) if whole[n : n + len(bare)] == bare), None
     )

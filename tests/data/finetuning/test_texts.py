@@ -64,6 +64,17 @@ def test_ids_are_those_of_the_plain_call(kind):
     )
 
 
+def test_padding_and_truncation_of_the_file_are_not_used():
+    inner = trained("marked").backend_tokenizer
+    inner.enable_padding(length=64)
+    inner.enable_truncation(8)
+    tokenizer, given = wrapped(inner), texts(40)
+    encode = TextEncoder(tokenizer)
+    assert set(encode._quick) == set(CALLS)
+    expected = plain_ids(trained("marked"), given, special_tokens=True, target=False)
+    assert all(map(np.array_equal, encode(given), expected))
+
+
 def test_dolly_with_neox(neox, dolly):
     given = [row[key] for row in dolly[0][:200] for key in ("prompt", "response")]
     encode = TextEncoder(neox)
