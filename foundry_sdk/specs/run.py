@@ -131,8 +131,8 @@ class RunSpec:
         eval_loader: what is evaluated on; several have a label each.
         loss: None = fused_crossentropy where the device and the model allow it, else
             torch_crossentropy.
-        device_train_microbatch_size: sequences of one forward; ``auto`` finds the largest that
-            fits.
+        device_train_microbatch_size: sequences of one forward; ``auto`` finds the fastest that
+            fits (the largest with ``deterministic``, as times vary).
         device_eval_batch_size: sequences of one forward in evaluation; None = the microbatch.
         seed: of initial values, data order and dropout; 0 to 2**32 - 2.
         precision: of forward and backward; ``amp_fp8`` computes the products of the blocks'

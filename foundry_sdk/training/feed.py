@@ -61,6 +61,10 @@ class Feed:
         self._ahead = None
         return drawn
 
+    def put_back(self, drawn: Drawn) -> None:
+        """Give back what was taken last, to be taken again."""
+        self._ahead = drawn
+
     def draw_ahead(self) -> None:
         """Draw the next batch; call it when the device has been given its work."""
         if self._ahead is None:

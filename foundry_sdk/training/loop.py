@@ -1,13 +1,12 @@
 """The loop: draw a batch, forward, backward, clip, update; report, evaluate, save."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import attrs
-import torch
-from torch import Tensor
 
 from foundry_sdk.events import (
     EvaluationFinished,
@@ -20,10 +19,10 @@ from foundry_sdk.training.evaluate import evaluate
 from foundry_sdk.training.feed import Drawn, Feed
 from foundry_sdk.training.metrics import Reporter, train_metrics
 from foundry_sdk.training.plan import Clock, due
+from foundry_sdk.training.step import forward_backward
 from foundry_sdk.training.update import Updated, Updater
 
 if TYPE_CHECKING:
-    from foundry_sdk.batch import LossOutput
     from foundry_sdk.training.assemble import Assembly
 
 
@@ -41,6 +40,7 @@ class Loop:
 
     Args:
         assembly: everything that a run is made of.
+        feed: its batches, at the position where the run is.
         save: writes a checkpoint of the present state and returns its folder.
         stop_requested: whether this process was told to end (a signal), and by what.
     """
@@ -49,14 +49,14 @@ class Loop:
         self,
         assembly: "Assembly",
         *,
+        feed: Feed,
         save: Callable[[Drawn | None], Path],
         stop_requested: Callable[[], str | None],
     ) -> None:
         self.a = assembly
         self.state = assembly.state
         self.runtime = assembly.runtime
-        self.feed = Feed(assembly.source, assembly.runtime)
-        self.feed.start_at(self.state.batch_in_epoch)
+        self.feed = feed
         self.report = Reporter(assembly.bus, rank=self.runtime.rank)
         self.eval_metrics: dict[str, float] = {}
         self.loss: float | None = None
@@ -95,7 +95,9 @@ class Loop:
     def _step(self, drawn: Drawn, before: Clock) -> Stop | None:
         started = time.perf_counter()
         self.a.bus.step_started(StepStarted(step=before.step + 1, epoch=before.epoch))
-        total = self.a.microbatching.forward_backward(drawn, self._forward_backward)
+        total = self.a.microbatching.forward_backward(
+            drawn, functools.partial(forward_backward, self.a)
+        )
         logs = due(
             self.a.spec.console_log_interval, before, self._after(drawn, 0.0), self.a.total_steps
         )
@@ -109,26 +111,6 @@ class Loop:
         step_seconds = time.perf_counter() - started
         self._advance(drawn, step_seconds)
         return self._finished(drawn, updated, step_seconds)
-
-    def _forward_backward(self, drawn: Drawn, microbatch: int) -> Tensor:
-        """Add this step's gradients up; return the sum of its losses on the device, float32 ().
-
-        Each microbatch's sum is divided by the labels of the whole global batch, so neither the
-        microbatch nor the number of ranks changes the gradient; ranks are averaged by what
-        reduces gradients, which the world size undoes.
-        """
-        parts = list(drawn.batch.split(microbatch))
-        scale = self.runtime.world_size / max(drawn.labels, 1)
-        total = torch.zeros((), device=self.runtime.device)
-        with self.runtime.computing(microbatches=len(parts)):
-            for index, part in enumerate(parts):
-                last = index == len(parts) - 1
-                with self.runtime.gradients_synchronised(self.a.objective, when=last):
-                    with self.runtime.autocast():
-                        output: LossOutput = self.a.objective(part.to(self.runtime.device))
-                    torch.autograd.backward(self.runtime.scaler.scale(output.loss_sum * scale))
-                total += output.loss_sum.detach()
-        return total
 
     def _advance(self, drawn: Drawn, seconds: float) -> None:
         if drawn.starts_epoch:

@@ -22,12 +22,13 @@ from foundry_sdk.runs.redact import redact
 from foundry_sdk.specs.run import RunSpec
 from foundry_sdk.specs.structure import unstructure
 from foundry_sdk.training.assemble import Assembly, assemble
-from foundry_sdk.training.feed import Drawn
+from foundry_sdk.training.feed import Drawn, Feed
 from foundry_sdk.training.loop import Loop, LoopResult
 from foundry_sdk.training.preflight import preflight
 from foundry_sdk.training.probe import ModelProbe
 from foundry_sdk.training.runtime import Runtime
 from foundry_sdk.training.saving import CHECKPOINTS, Saver, find_checkpoint
+from foundry_sdk.training.search import choose_microbatch
 from foundry_sdk.training.signals import StopRequest
 from foundry_sdk.training.subscribers import subscribers
 
@@ -117,6 +118,10 @@ class _Run:
         saver = Saver(assembly, self.store)
         callbacks = self._restore(saver)
         preflight(assembly)
+        feed = Feed(assembly.source, self.runtime)
+        feed.start_at(assembly.state.batch_in_epoch)
+        if self._searches(assembly):
+            choose_microbatch(assembly, feed, self.record.path / "cache")
         started = self._started(assembly)
         assembly.bus = self._bus(started)
         assembly.bus.load_state_dict(callbacks)
@@ -128,7 +133,7 @@ class _Run:
             assembly.bus.checkpoint_saved(saved)
             return saved.path
 
-        loop = Loop(assembly, save=save, stop_requested=lambda: self.signals.reason)
+        loop = Loop(assembly, feed=feed, save=save, stop_requested=lambda: self.signals.reason)
         try:
             result = loop.run()
         except BaseException as error:
@@ -140,6 +145,15 @@ class _Run:
         )
         self._finish(assembly, status, result.stopped_by, result=result)
         return self._result(assembly, result)
+
+    def _searches(self, assembly: Assembly) -> bool:
+        """Return whether the microbatch is still to be found; a resumed run keeps its own."""
+        return (
+            self.spec.device_train_microbatch_size == "auto"
+            and self.runtime.device.type == "cuda"
+            and assembly.state.step == 0
+            and not self.spec.deterministic
+        )
 
     def _restore(self, saver: Saver) -> Mapping[str, Any]:
         """Go on from the newest checkpoint, or take what ``load_path`` says; callbacks' state."""

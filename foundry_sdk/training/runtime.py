@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from foundry_sdk.errors import RunError
+from foundry_sdk.faultpoints import reach
+from foundry_sdk.launch.pulse import Pulse
 from foundry_sdk.specs.run import FSDPSpec
 from foundry_sdk.training.weights import ComputeWeights
 
@@ -78,7 +80,9 @@ class Runtime:
         self.precision = precision
         self._started_group = not dist.is_initialized()
         world_size = _check_environment()
-        self._accelerator = _accelerator(timeout)
+        self._pulse = Pulse.begin(os.environ, timeout)
+        with self._together("join"):
+            self._accelerator = _accelerator(timeout)
         self.device = self._accelerator.device
         self.rank = self._accelerator.process_index
         self.world_size = self._accelerator.num_processes
@@ -99,7 +103,7 @@ class Runtime:
             self.device.type, enabled=precision == "amp_fp16", init_scale=2.0**16
         )
         # Counts are summed over ranks on the host, beside the GPU's work, never waiting for it.
-        self._host_group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        self._host_group = _host_group(timeout) if self.world_size > 1 else None
         self._deterministic_before = torch.are_deterministic_algorithms_enabled()
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -128,20 +132,23 @@ class Runtime:
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self._host_group is not None:
-            dist.barrier(group=self._host_group)
+            with self._together("barrier"):
+                dist.barrier(group=self._host_group)
 
     def sum_counts(self, counts: Sequence[int]) -> list[int]:
         """Return each count summed over ranks; runs on the host and leaves the GPU alone."""
         if self._host_group is None:
             return list(counts)
         total = torch.tensor(counts, dtype=torch.int64)
-        dist.all_reduce(total, group=self._host_group)
+        with self._together("sum_counts"):
+            dist.all_reduce(total, group=self._host_group)
         return [int(value) for value in total]
 
     def sum_on_device(self, values: Tensor) -> Tensor:
         """Return ``values`` (on this rank's device) summed over ranks, without waiting."""
         if self.world_size > 1:
-            dist.all_reduce(values)
+            with self._together("sum_on_device"):
+                dist.all_reduce(values)
         return values
 
     def all_agree(self, ok: bool) -> bool:
@@ -158,12 +165,13 @@ class Runtime:
             return [value]
         encoded = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(lengths, torch.tensor([encoded.numel()]), group=self._host_group)
-        longest = max(int(length) for length in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8)
-        padded[: encoded.numel()] = encoded
-        parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded, group=self._host_group)
+        with self._together("gather"):
+            dist.all_gather(lengths, torch.tensor([encoded.numel()]), group=self._host_group)
+            longest = max(int(length) for length in lengths)
+            padded = torch.zeros(longest, dtype=torch.uint8)
+            padded[: encoded.numel()] = encoded
+            parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.world_size)]
+            dist.all_gather(parts, padded, group=self._host_group)
         return [
             json.loads(bytes(part[: int(length)].tolist()))
             for part, length in zip(parts, lengths, strict=True)
@@ -172,6 +180,13 @@ class Runtime:
     def broadcast(self, value: Any) -> Any:  # noqa: ANN401 - any JSON value
         """Return rank 0's ``value`` (JSON) on every rank."""
         return self.gather(value if self.rank == 0 else None)[0]
+
+    @contextmanager
+    def _together(self, name: str) -> Iterator[None]:
+        """Be in the collective ``name``: what the launcher's watch sees of this rank."""
+        reach(f"collective.{name}")
+        with self._pulse.within(name):
+            yield
 
     # ---- the model
 
@@ -219,8 +234,12 @@ class Runtime:
 
         if isinstance(objective, FSDPModule):
             objective.set_requires_gradient_sync(when)
+        if self.world_size == 1:
             yield
-        elif when or self.world_size == 1:
+        elif when:
+            with self._together("gradients"):
+                yield
+        elif isinstance(objective, FSDPModule):
             yield
         else:
             with objective.no_sync():  # type: ignore[operator]  # DDP's, the only other wrapper
@@ -302,6 +321,14 @@ def _accelerator(timeout: float) -> "Accelerator":
         mixed_precision="no",  # ours is ``autocast`` and FSDP's policy
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))],
     )
+
+
+def _host_group(timeout: float) -> dist.ProcessGroup:
+    # Without a timeout of its own it would wait half an hour.
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    if not isinstance(group, dist.ProcessGroup):  # this rank is always a member
+        raise TypeError(f"expected a process group, got {group!r}")
+    return group
 
 
 def _forget(accelerator: "Accelerator") -> None:

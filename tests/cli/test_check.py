@@ -73,7 +73,11 @@ ROWS = {
     "26 sequence length 0": ("max_seq_len: 0\n", [], "max_seq_len: must be > 0, got 0"),
     "30 unit": ("max_duration: 10xx\n", [], "unknown unit 'xx'; units are ep, ba, sp, tok, dur"),
     "36 seed": ("seed: 4294967295\n", [], "seed: must lie between 0 and 4294967294"),
-    "37 precision": ("precision: fp8\n", [], "expected one of fp32, amp_bf16, amp_fp16, got 'fp8'"),
+    "37 precision": (
+        "precision: fp8\n",
+        [],
+        "expected one of fp32, amp_bf16, amp_fp16, amp_fp8, got 'fp8'",
+    ),
     "40 unknown name": (
         "optimizer: {name: decoupled_lion, lr: 1}\n",
         [],
