@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from foundry_sdk.faultpoints import VARIABLE, reach
+from foundry_sdk.faultpoints import LOG_VARIABLE, VARIABLE, reach, read_log
 
 
 def test_without_the_variable_nothing_happens(monkeypatch):
@@ -41,8 +41,37 @@ def test_kill_leaves_no_chance_to_clean_up():
     assert done.stdout == b""
 
 
-@pytest.mark.parametrize("text", ["a", "a:1", "a:0:kill", "a:x:kill", "a:1:explode"])
+@pytest.mark.parametrize(
+    "text", ["a", "a:1", "a:0:kill", "a:x:kill", "a:1:explode", "a:1:kill:x", "a:1:eio:1:2"]
+)
 def test_a_malformed_variable_is_an_error(monkeypatch, text):
     monkeypatch.setenv(VARIABLE, text)
     with pytest.raises(ValueError, match="expected <point>:<nth>:<action>"):
         reach("a")
+
+
+def test_one_rank_alone_fails(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "rank-test:1:eio:1")
+    monkeypatch.setenv("RANK", "0")
+    reach("rank-test")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OSError, match="injected"):
+        reach("rank-test")
+
+
+def test_what_is_reached_and_what_fires_is_noted(monkeypatch, tmp_path):
+    monkeypatch.setenv(LOG_VARIABLE, str(tmp_path / "log"))
+    assert read_log(tmp_path / "log") == []
+    reach("first")
+    monkeypatch.setenv(VARIABLE, "log-test:1:eio")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(OSError, match="injected"):
+        reach("log-test")
+    reach("log-test")
+    noted = read_log(tmp_path / "log")
+    assert [(moment.point, moment.rank, moment.fired) for moment in noted] == [
+        ("first", 0, None),
+        ("log-test", 3, "eio"),
+        ("log-test", 3, None),
+    ]
+    assert sorted(moment.at for moment in noted) == [moment.at for moment in noted]

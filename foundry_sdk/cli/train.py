@@ -94,8 +94,9 @@ def train(
     r"""Train a model as the spec says, on all GPUs of this machine or on its CPU.
 
     Exit codes: 0 done, 1 the run failed, 2 the input must be changed, 75 no room
-    for a checkpoint, 76 the device is too small, 143 stopped by SIGTERM after
-    saving (128 + n for signal n). A second signal ends everything at once.
+    for a checkpoint, 76 the device is too small, 77 a process hung (see
+    dist_timeout), 143 stopped by SIGTERM after saving (128 + n for signal n).
+    A second signal ends everything at once.
 
     Examples:
       foundry train pretrain.yaml

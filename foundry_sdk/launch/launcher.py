@@ -12,13 +12,17 @@ from typing import Final
 
 import attrs
 
+from foundry_sdk.data.shared_memory import reclaim
 from foundry_sdk.errors import LaunchError
 from foundry_sdk.launch.cause import exit_text, shell_code
 from foundry_sdk.launch.topology import LaunchOptions, Topology
+from foundry_sdk.launch.watchdog import HUNG_EXIT, Hang, find_hang, stacks_of
 from foundry_sdk.launch.worker import Worker, output_path
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.02
+_WATCH_SECONDS: Final = 0.25
+"""How often ranks are looked after that may hang."""
 _SETTLE_SECONDS: Final = 0.5
 """How long to wait after a failure for others that failed with it, before choosing the first."""
 _GRACE_SECONDS: Final = 5.0
@@ -36,7 +40,8 @@ class LaunchResult:
     """How the processes of this machine ended.
 
     Attributes:
-        exit_code: of the first that failed, else 0; 128 + n after signal n.
+        exit_code: of the first that failed, else 0; 128 + n after signal n; 77 for a rank that
+            hung.
         rank: the first that failed; None where none did, or a signal asked for the end.
         message: why, for the user, with the rank; None where nothing failed.
         details: the traceback behind ``message``, where there is one.
@@ -52,8 +57,10 @@ def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -
     """Run ``command`` as this machine's processes of a run, until all have ended.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on to the workers; a second one kills them. When a
-    worker fails, the others get SIGTERM and after five seconds SIGKILL. Workers and what they
-    started never outlive this call, nor this process.
+    worker fails, the others get SIGTERM and after five seconds SIGKILL. When ranks wait for
+    another one as long as the run allows (``dist_timeout``), its stacks are taken and all are
+    killed. Workers, what they started and their shared memory never outlive this call, nor the
+    first two this process.
 
     Raises:
         LaunchError: a file for output cannot be written, or two ranks would share one.
@@ -73,6 +80,8 @@ def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -
             finally:
                 for worker in workers:
                     worker.kill()
+                if any(worker.process.returncode != 0 for worker in workers):
+                    reclaim()
 
 
 def _check_files(topology: Topology, options: LaunchOptions) -> None:
@@ -129,12 +138,18 @@ def _passing_on(workers: Sequence[Worker]) -> Iterator[_Asked]:
 
 def _supervise(workers: Sequence[Worker], asked: _Asked) -> LaunchResult:
     """Wait until all have ended or one has failed; then see to the others' end."""
+    watched = time.monotonic()
     while True:
         codes = [worker.process.poll() for worker in workers]
         if all(code == 0 for code in codes):
             return LaunchResult(exit_code=0)
         if any(code not in {None, 0} for code in codes):
             break
+        if time.monotonic() - watched > _WATCH_SECONDS:
+            hang = find_hang(workers)
+            if hang is not None:
+                return _hung(hang)
+            watched = time.monotonic()
         time.sleep(_POLL_SECONDS)
     if asked.number is not None or any(code in _STOPPED for code in codes):
         return _stopped(workers, asked)
@@ -172,10 +187,29 @@ def _failed(workers: Sequence[Worker]) -> LaunchResult:
     """Choose the first that failed, end the others, and say why."""
     time.sleep(_SETTLE_SECONDS)
     first = _first(workers)
+    hang = find_hang(workers)
+    if hang is not None and not hang.elsewhere:  # it gave up waiting a moment before the watch
+        return _hung(hang)
     for worker in workers:
         worker.send(signal.SIGTERM)
     _wait(workers, _GRACE_SECONDS, until=lambda: False)
     return _result(first)
+
+
+def _hung(hang: Hang) -> LaunchResult:
+    """Say which rank hung and where; whoever called this ends all of them."""
+    stacks = stacks_of(hang.late)
+    lines = [hang.message]
+    for worker in hang.late:
+        text = stacks.get(worker.rank) or "(it has not begun, or gave none)"
+        lines.append(f"stacks of rank {worker.rank}:\n{text}")
+    rank = hang.late[0].rank
+    named = "" if hang.elsewhere else f"rank {', '.join(str(w.rank) for w in hang.late)}: "
+    return LaunchResult(
+        exit_code=HUNG_EXIT,
+        rank=None if hang.elsewhere else rank,
+        message=named + "\n".join(lines),
+    )
 
 
 def _first(workers: Sequence[Worker]) -> Worker:

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
 from foundry_sdk.errors import LaunchError
 from foundry_sdk.launch.cause import VARIABLE, Cause, read_cause
+from foundry_sdk.launch.pulse import DUMP_SIGNAL, STACKS, Beat, read_beat
+from foundry_sdk.launch.pulse import VARIABLE as PULSE_VARIABLE
 from foundry_sdk.launch.topology import LaunchOptions, Topology
 
 _KEPT_LINES: Final = 60
@@ -42,20 +44,23 @@ class Worker:
             topology: of the run.
             local_rank: which of this machine's processes it is.
             options: where output goes.
-            folder: of the launcher, for the file with a failure's cause.
+            folder: of the launcher, for the files with a failure's cause and the pulse.
 
         Raises:
             LaunchError: a file for output cannot be written.
         """
         self.rank = topology.base_rank + local_rank
         self._cause_file = folder / f"rank-{self.rank}.json"
+        self._pulse_file = folder / f"rank-{self.rank}.pulse"
+        self.stacks_file = self._pulse_file.with_suffix(STACKS)
+        files_of_rank = {VARIABLE: self._cause_file, PULSE_VARIABLE: self._pulse_file}
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._reader: threading.Thread | None = None
         with contextlib.ExitStack() as files:
             stdout, stderr = _outputs(files, options, topology, local_rank)
             self.process = subprocess.Popen(  # noqa: S603 - no shell, the command is ours
                 command,
-                env=_environment(topology, local_rank, self._cause_file),
+                env=_environment(topology, local_rank, files_of_rank),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -85,6 +90,21 @@ class Worker:
         """Return why it failed, if it said so."""
         return read_cause(self._cause_file)
 
+    def beat(self) -> Beat | None:
+        """Return its last sign of life; None where it has not come so far."""
+        return read_beat(self._pulse_file)
+
+    def ask_for_stacks(self) -> bool:
+        """Have it write the stacks of its threads to ``stacks_file``; False where it has ended.
+
+        Only after its first beat: before, the signal would end it.
+        """
+        if self.process.poll() is not None:
+            return False
+        self.process.send_signal(DUMP_SIGNAL)
+        self.process.send_signal(signal.SIGCONT)  # it may have been stopped
+        return True
+
     def last_lines(self) -> list[str]:
         """Return the end of its output; nothing for local rank 0, whose output was shown."""
         if self._reader is not None:
@@ -96,10 +116,10 @@ class Worker:
             self._lines.append(line.decode("utf-8", errors="replace").rstrip("\r\n"))
 
 
-def _environment(topology: Topology, local_rank: int, cause_file: Path) -> dict[str, str]:
+def _environment(topology: Topology, local_rank: int, files: Mapping[str, Path]) -> dict[str, str]:
     environment = {**os.environ, **topology.environment(local_rank)}
     environment["PYTHONUNBUFFERED"] = "1"
-    environment[VARIABLE] = str(cause_file)
+    environment |= {name: str(path) for name, path in files.items()}
     if topology.nproc > 1 and "OMP_NUM_THREADS" not in environment:
         # Each would start a thread per core, and they would fight for them.
         cores = len(os.sched_getaffinity(0))
