@@ -17,6 +17,7 @@ from typing import Any
 from _record import write
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "pretrain"
+SHAPES = Path(__file__).parent / "shapes"
 WARM_UP = 10
 
 
@@ -50,7 +51,8 @@ def measure(case: str, data: Path, tokenizer: str, steps: int, root: Path) -> di
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    result = Pretrainer.from_yaml(EXAMPLES / f"{preset}.yaml", overrides).fit()
+    known = [folder / f"{preset}.yaml" for folder in (EXAMPLES, SHAPES)]
+    result = Pretrainer.from_yaml(next(p for p in known if p.is_file()), overrides).fit()
     total = time.perf_counter() - started
     lines = (result.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
     metrics = [json.loads(line) for line in lines]

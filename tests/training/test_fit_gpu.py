@@ -133,3 +133,22 @@ assert microbatching.size == sizes[-1]
     environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert done.returncode == 0
+
+
+def test_the_search_for_a_microbatch_leaves_no_trace(tokenizer: str, tmp_path: Path) -> None:
+    """With dropout: a run whose size was found has the bits of one to which it was given."""
+    base = {
+        "tokenizer": tokenizer,
+        "root": str(tmp_path),
+        "duration": "6ba",
+        "precision": "amp_bf16",
+        "attention": "flash",
+        "dropout": 0.1,
+    }
+    found = base | {"name": "found", "microbatch": "auto"}
+    run([found])
+    record = json.loads((tmp_path / "found" / "run.json").read_text("utf-8"))
+    size = int(record["choices"]["device_train_microbatch_size"].split(",")[0])
+    given = base | {"name": "given", "microbatch": size}
+    run([given])
+    assert losses(found) == losses(given)
