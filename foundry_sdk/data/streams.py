@@ -1,5 +1,6 @@
 """What a loader over MDS shards is told: where they lie, how they are mixed, in what order."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ _SIZE: Final = re.compile(r"\d+(\.\d+)? ?([kmgtpe]?b|[kmbt])?", re.IGNORECASE)
 _NODE_CANONICAL: Final = {"py1s": 64, "py2s": 64}
 
 _positive = validators.optional(validators.gt(0))
-_not_negative = validators.optional(validators.ge(0))
+_not_negative = validators.optional(validators.and_(validators.ge(0), validators.lt(math.inf)))
 
 
 def only(*values_and_reason: Any) -> Callable[[object, "attrs.Attribute[Any]", Any], None]:  # noqa: ANN401

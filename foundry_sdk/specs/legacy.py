@@ -89,6 +89,14 @@ TOP_LEVEL: Final[Mapping[str, LegacyKey]] = MappingProxyType(
         "profiler": _unsupported(),
         "device_train_batch_size": _unsupported("use global_train_batch_size"),
         "device_train_grad_accum": _unsupported("use device_train_microbatch_size"),
+        **dict.fromkeys(
+            ("max_steps", "train_steps", "total_steps", "train_iters"),
+            _unsupported("the run's length is max_duration alone: a number of steps is '100ba'"),
+        ),
+        **dict.fromkeys(
+            ("epochs", "num_epochs", "max_epochs", "num_train_epochs"),
+            _unsupported("the run's length is max_duration alone: a number of epochs is '2ep'"),
+        ),
         "n_gpus": _unsupported("the launcher decides the number of devices"),
     }
 )

@@ -1,14 +1,17 @@
 """Rows of a dataset, by their number: of the hub, of local files, or of MDS shards."""
 
+import functools
 import hashlib
+import logging
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 
+from foundry_sdk.data.finetuning.json_faults import find_fault, json_files
 from foundry_sdk.data.finetuning.remote import ENDINGS, fetch, find_table, is_uri
 from foundry_sdk.errors import DataError, FoundryError
 
@@ -86,14 +89,19 @@ class TableSource:
             options["data_files"] = {split: str(path)}
         elif options.get("data_files"):
             options["data_files"] = _fetched(options["data_files"])
-        with self._named():
+        files = list(json_files(options.get("data_files") or ()))
+        for path in files:
+            if not path.stat().st_size:
+                raise DataError(f"{path}: has no rows")
+        named = functools.partial(self._named, files)
+        with named(), _quietly():
             loaded = load_dataset(self._place(name), split=split, **options)
         if not isinstance(loaded, Dataset):
             raise DataError(
                 f"hf_kwargs: {self.name!r} gave a {type(loaded).__name__} instead of a table; "
                 "leave out streaming"
             )
-        return TableRows(loaded, f"{self.name}:{self.split}", named=self._named)
+        return TableRows(loaded, f"{self.name}:{self.split}", named=named)
 
     def _place(self, name: str) -> str:
         """Return what ``datasets`` is given; under ``safe`` only after a look at the files."""
@@ -122,8 +130,8 @@ class TableSource:
         return str(folder)
 
     @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say which dataset a library's error is about."""
+    def _named(self, files: Sequence[Path]) -> Iterator[None]:
+        """Say which dataset a library's error is about, and which line of which JSON file."""
         from datasets.exceptions import DatasetsError
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -134,8 +142,11 @@ class TableSource:
         except FoundryError:
             raise
         except (
-            OSError, ValueError, TypeError, ImportError, DatasetsError, network_error,
+            OSError, ValueError, TypeError, ImportError, StopIteration,
+            DatasetsError, network_error,
         ) as error:  # fmt: skip
+            if (fault := find_fault(files)) is not None:
+                raise DataError(fault) from error
             reason: BaseException = error
             while reason.__cause__ is not None:
                 reason = reason.__cause__  # "an error occurred while generating" says nothing
@@ -254,6 +265,17 @@ class ShardRows:
         """See ``Rows``: others may download into the folder again."""
         if self._lock is not None:
             self._lock.close()
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the library from printing an error that is about to be raised, with its place."""
+    logger = logging.getLogger("datasets.packaged_modules.json.json")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _fetched(files: Any) -> Any:  # noqa: ANN401 - a file, several, or some by split

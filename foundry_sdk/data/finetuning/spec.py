@@ -1,5 +1,6 @@
 """``name: finetuning``: which examples, what of them is learned, and how they fill rows."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,11 @@ _MEMORY: Final = "examples are tokenized once, before the first step, and mixed 
 _positive = validators.optional(validators.gt(0))
 
 
+def _share(_: object, attribute: "attrs.Attribute[Any]", value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{attribute.name} must be a finite number > 0, got {value!r}")
+
+
 def _ratio(_: object, attribute: "attrs.Attribute[Any]", value: float | str | None) -> None:
     if value is None or value == "auto" or (not isinstance(value, str) and value >= 1):
         return
@@ -38,7 +44,7 @@ class WeightedSourceSpec:
             in the dataset, of this source.
     """
 
-    weight: float = attrs.field(validator=validators.gt(0))
+    weight: float = attrs.field(validator=_share)
     hf_name: str | None = None
     split: str | None = None
     safe_load: bool = False
