@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from foundry_sdk.errors import RunError
+from foundry_sdk.errors import LaunchError, RunError, SpecError
 from foundry_sdk.faultpoints import reach
 from foundry_sdk.launch.pulse import Pulse
 from foundry_sdk.specs.run import FSDPSpec
@@ -70,7 +70,7 @@ class Runtime:
             timeout: seconds after which a collective that nobody else joins fails.
 
         Raises:
-            RunError: the environment or the precision does not fit this machine.
+            LaunchError, SpecError: the environment or the precision does not fit this machine.
         """
         return cls(precision, fsdp, deterministic, timeout)
 
@@ -98,7 +98,7 @@ class Runtime:
         if self.sharded:
             self._shard_with(self._fsdp_plugin())
         if precision == "amp_fp16" and self.device.type == "cpu":
-            raise RunError("precision: amp_fp16 needs a GPU; on a CPU use fp32 or amp_bf16")
+            raise SpecError("precision: amp_fp16 needs a GPU; on a CPU use fp32 or amp_bf16")
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=precision == "amp_fp16", init_scale=2.0**16
         )
@@ -349,15 +349,15 @@ def _check_environment(environ: Mapping[str, str] = os.environ) -> int:
     given = {name: environ[name] for name in names if name in environ}
     for name, text in given.items():
         if not text.isdigit():
-            raise RunError(f"environment variable {name}={text!r}: expected a whole number")
+            raise LaunchError(f"environment variable {name}={text!r}: expected a whole number")
     world_size = int(given.get("WORLD_SIZE", "1"))
     rank = int(given.get("RANK", "0"))
     if rank >= world_size:
-        raise RunError(f"environment variables: RANK={rank} is not below WORLD_SIZE={world_size}")
+        raise LaunchError(f"environment variables: RANK={rank} is not below WORLD_SIZE={world_size}")
     if world_size > 1:
         missing = [n for n in (*names, "MASTER_ADDR", "MASTER_PORT") if n not in environ]
         if missing:
-            raise RunError(
+            raise LaunchError(
                 f"WORLD_SIZE={world_size}, but {', '.join(missing)} not set; "
                 "start with 'foundry train', torchrun or accelerate launch"
             )

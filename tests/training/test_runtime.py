@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from foundry_sdk.errors import RunError
+from foundry_sdk.errors import LaunchError, SpecError
 from foundry_sdk.training.runtime import Runtime, _check_environment
 
 HERE = Path(__file__).parent
@@ -76,7 +76,7 @@ def test_float16_needs_a_gpu() -> None:
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(RunError, match="amp_fp16 needs a GPU"):
+    with pytest.raises(SpecError, match="amp_fp16 needs a GPU"):
         Runtime.start(precision="amp_fp16")
 
 
@@ -89,5 +89,5 @@ def test_float16_needs_a_gpu() -> None:
     ],
 )
 def test_an_environment_that_makes_no_sense(environment: dict[str, str], words: str) -> None:
-    with pytest.raises(RunError, match=words):
+    with pytest.raises(LaunchError, match=words):
         _check_environment(environment)
