@@ -353,7 +353,9 @@ def _check_environment(environ: Mapping[str, str] = os.environ) -> int:
     world_size = int(given.get("WORLD_SIZE", "1"))
     rank = int(given.get("RANK", "0"))
     if rank >= world_size:
-        raise LaunchError(f"environment variables: RANK={rank} is not below WORLD_SIZE={world_size}")
+        raise LaunchError(
+            f"environment variables: RANK={rank} is not below WORLD_SIZE={world_size}"
+        )
     if world_size > 1:
         missing = [n for n in (*names, "MASTER_ADDR", "MASTER_PORT") if n not in environ]
         if missing:
