@@ -1,5 +1,6 @@
 """What ``Pretrainer`` and ``Finetuner`` have in common: a spec, its plan, a run."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
@@ -65,6 +66,31 @@ class Trainer(Generic[S]):
 
         return plan_run(self.spec, world_size=world_size)
 
+    def check(self) -> None:
+        """Look on this machine for what the run needs, before any device, model or network.
+
+        ``foundry train`` does, before it starts processes, and so does ``fit`` in a run of one.
+
+        Raises:
+            DataError: data is missing or broken.
+            CheckpointError: ``load_path`` is missing.
+        """
+        from foundry_sdk.errors import CheckpointError, DataError
+
+        spec = self.spec
+        loaders = {f"eval_loader {e.label or ''}".rstrip(): e.loader for e in spec.eval_loader}
+        for name, loader in {"train_loader": spec.train_loader, **loaders}.items():
+            try:
+                loader.check()
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
+        start = spec.load_path
+        if start is not None and "://" not in start and not Path(start).exists():
+            raise CheckpointError(
+                f"load_path: there is no {start!r} (working directory {Path.cwd()}); give a "
+                "run's folder, its checkpoints, or one of them"
+            )
+
     def fit(self) -> "RunResult":
         """Train; every rank calls this and gets the same result.
 
@@ -74,4 +100,6 @@ class Trainer(Generic[S]):
         """
         from foundry_sdk.training.run import train
 
+        if os.environ.get("WORLD_SIZE", "1") == "1":  # else who started the ranks has looked
+            self.check()
         return train(self.spec)

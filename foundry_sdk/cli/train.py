@@ -138,6 +138,7 @@ def train(
         _refuse_files(options)
         _run_here(trainer, say_notices=True)
         return
+    trainer.check()
     _say(trainer.notices)
     _run_workers(spec, overrides or [], topology, options, on="GPU(s)" if devices else "the CPU")
 

@@ -91,6 +91,15 @@ class DataSpec(ComponentSpec):
 
     family = "data"
 
+    def check(self) -> None:
+        """Refuse data on this machine that is missing or broken, before anything is built.
+
+        Nothing is fetched and no sample is read; ``build`` looks again, and closer.
+
+        Raises:
+            DataError: with what to change.
+        """
+
     @abstractmethod
     def build(self, context: LoaderContext) -> BatchSource:
         """Return this rank's source.

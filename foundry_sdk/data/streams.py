@@ -11,6 +11,7 @@ import attrs
 from attrs import validators
 
 from foundry_sdk.data.contract import LoaderContext
+from foundry_sdk.data.index import INDEX_NAME, MDSIndex, read_index
 from foundry_sdk.errors import DataError
 
 if TYPE_CHECKING:
@@ -218,6 +219,24 @@ class ShardsSpec:
             batching_method=self.batching_method,
         )
 
+    def local_indexes(self) -> dict[str, MDSIndex]:
+        """Return the checked index of each stream that nothing is fetched for, by its name.
+
+        Raises:
+            DataError: a folder or its index is missing or broken, or two streams lie in one folder.
+        """
+        found, names = dict[str, MDSIndex](), dict[Path, str]()
+        for name, spec in self.all_streams().items():
+            if spec.local is None or _true_remote(spec.remote, Path(spec.local).expanduser()):
+                continue
+            split = spec.split if spec.split is not None else self.split
+            folder = Path(spec.local).expanduser() / (split or "")
+            _refuse_shared(folder, name, names)
+            found[name] = read_index(folder / INDEX_NAME)
+            if not found[name].samples:
+                raise DataError(f"{folder}: the data has no samples; convert it again")
+        return found
+
     def _cache_limit(self, streams: "list[VerifiedStream]") -> int | str | None:
         """Return the limit; where nothing is fetched there is no cache to limit."""
         kept = [stream.name for stream in streams if stream.remote is None]
@@ -243,13 +262,7 @@ class ShardsSpec:
         for name, spec in self.all_streams().items():
             folder = _local_folder(name, spec, context.cache_dir)
             split = spec.split if spec.split is not None else self.split
-            place = (folder / (split or "")).resolve()
-            if place in folders:
-                raise DataError(
-                    f"streams {folders[place]!r} and {name!r} lie in one folder, {place}; give "
-                    "each its own local:"
-                )
-            folders[place] = name
+            _refuse_shared(folder / (split or ""), name, folders)
             amounts = {"proportion": spec.proportion, "repeat": spec.repeat, "choose": spec.choose}
             streams.append(
                 VerifiedStream(
@@ -265,6 +278,21 @@ class ShardsSpec:
                 )
             )
         return streams
+
+
+def _refuse_shared(folder: Path, name: str, folders: dict[Path, str]) -> None:
+    """Note whose folder it is.
+
+    Raises:
+        DataError: it is another stream's.
+    """
+    place = folder.resolve()
+    if place in folders:
+        raise DataError(
+            f"streams {folders[place]!r} and {name!r} lie in one folder, {place}; give "
+            "each its own local:"
+        )
+    folders[place] = name
 
 
 def _local_folder(name: str, spec: StreamSpec, cache_dir: Path | None) -> Path:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
@@ -96,6 +96,15 @@ class TextDataSpec(DataSpec):
     persistent_workers: bool = True
     timeout: float = attrs.field(default=0, validator=validators.ge(0))
 
+    def check(self) -> None:
+        """Refuse shards on this machine that are missing, broken, or hold something else.
+
+        Raises:
+            DataError: naming the folder and what is wrong.
+        """
+        for name, index in self.dataset.local_indexes().items():
+            check_columns(index.columns, f"stream {name!r} ({index.path.parent})")
+
     def build(self, context: LoaderContext) -> BatchSource:
         """Return this rank's source; every rank of the run calls this.
 
@@ -163,22 +172,33 @@ def check_stream(stream: "VerifiedStream", context: LoaderContext) -> None:
     """
     columns, vocabulary = stream.index.columns, len(context.tokenizer)
     where = f"stream {stream.name!r} ({stream.folder})"
+    match = check_columns(columns, where)
+    bits = re.search(r"\d+", match["type"] or "") if match is not None else None
+    if match is not None and bits is not None and vocabulary > 1 << int(bits[0]):
+        raise DataError(
+            f"{where}: tokens are {match['type']}, which holds no vocabulary of {vocabulary}; "
+            "the data is of another tokenizer, or was cut short when it was written"
+        )
+    _check_card(stream, context, where)
+
+
+def check_columns(columns: Mapping[str, str], where: str) -> "re.Match[str] | None":
+    """Refuse columns without tokens or text; return what the encoding of tokens says of them.
+
+    Raises:
+        DataError: there is neither, or the tokens are no integers.
+    """
     if "tokens" in columns:
         match = _TOKENS.fullmatch(columns["tokens"])
         if match is None:
             raise DataError(f"{where}: tokens are {columns['tokens']}; integers are needed")
-        bits = re.search(r"\d+", match["type"] or "")
-        if bits is not None and vocabulary > 1 << int(bits[0]):
-            raise DataError(
-                f"{where}: tokens are {match['type']}, which holds no vocabulary of {vocabulary}; "
-                "the data is of another tokenizer, or was cut short when it was written"
-            )
-    elif "text" not in columns:
+        return match
+    if "text" not in columns:
         raise DataError(
             f"{where}: a text loader needs a column tokens or text, found {sorted(columns)}; "
             "use the finetuning loader for prompts and responses"
         )
-    _check_card(stream, context, where)
+    return None
 
 
 def _check_card(stream: "VerifiedStream", context: LoaderContext, where: str) -> None:

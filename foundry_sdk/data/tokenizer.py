@@ -47,7 +47,7 @@ def load_tokenizer(spec: TokenizerSpec) -> "PreTrainedTokenizerBase":
         )
     folder = Path(spec.name).expanduser()
     is_folder = folder.is_dir()
-    if not is_folder and _looks_like_path(spec.name):
+    if not is_folder and looks_like_path(spec.name):
         raise DataError(
             f"tokenizer.name: there is no folder {spec.name!r} (working directory {Path.cwd()}); "
             "give an existing folder with tokenizer.json, or a name on the hub such as 'gpt2'"
@@ -126,7 +126,7 @@ def _merges(merges: Any) -> Iterator[list[str]]:  # noqa: ANN401
         yield merge.split(" ") if isinstance(merge, str) else list(merge)
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
     """Tell a folder that is missing from a hub name, which is ``name`` or ``owner/name``."""
     return name.startswith((".", "/", "~", os.sep)) or name.count("/") > 1 or name.endswith("/")
 

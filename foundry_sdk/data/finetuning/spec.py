@@ -15,6 +15,8 @@ from foundry_sdk.data.finetuning.options import Targets
 from foundry_sdk.data.preprocess import is_import_path
 from foundry_sdk.data.streams import ShardsSpec, StreamSpec, only
 from foundry_sdk.data.text import IntegerType
+from foundry_sdk.data.tokenizer import looks_like_path
+from foundry_sdk.errors import DataError
 
 if TYPE_CHECKING:
     from foundry_sdk.data.contract import Preprocess
@@ -249,6 +251,19 @@ class FinetuningDataSpec(DataSpec):
             "batches are cut from a mapped file",
         )
 
+    def check(self) -> None:
+        """Refuse files and shards of this machine that are not there, or are broken.
+
+        Raises:
+            DataError: naming the file or folder.
+        """
+        shards = self.dataset.shards()
+        if shards is not None:
+            shards.local_indexes()
+        check_place(self.dataset)
+        for source in (self.dataset.datasets or {}).values():
+            check_place(source)
+
     def build(self, context: LoaderContext) -> BatchSource:
         """Return this rank's source; every rank of the run calls this.
 
@@ -275,6 +290,22 @@ def function_of(spec: FinetuningDatasetSpec | WeightedSourceSpec) -> "Preprocess
     if spec.preprocessing_fn is not None:
         return ColumnNames(**spec.preprocessing_fn)
     return None
+
+
+def check_place(spec: FinetuningDatasetSpec | WeightedSourceSpec) -> None:
+    """Refuse an ``hf_name`` that can only be a path of this machine, where nothing is.
+
+    Raises:
+        DataError: with the path and the working directory.
+    """
+    name = spec.hf_name
+    if name is None or "://" in name or Path(name).expanduser().exists():
+        return
+    if looks_like_path(name):
+        raise DataError(
+            f"dataset.hf_name: there is no file or folder {name!r} (working directory "
+            f"{Path.cwd()}), split {spec.split!r}; a dataset of the hub is 'owner/name'"
+        )
 
 
 def check_apart(spec: FinetuningDatasetSpec) -> None:

@@ -118,17 +118,23 @@ def test_options_of_a_launcher_are_refused_inside_another_one(spec, foundry):
 
 
 @pytest.mark.slow
-def test_an_error_of_all_workers_is_printed_once_with_a_rank(spec, tmp_path, foundry):
-    done = foundry("train", spec(), "--nproc", 2, f"train_loader.dataset.local={tmp_path}/nowhere")
+def test_an_error_of_all_workers_is_printed_once_with_a_rank(spec, foundry):
+    done = foundry("train", spec(), "--nproc", 2, "model.vocab_size=40")
     assert done.returncode == 2
-    assert done.stderr.count("nowhere") >= 1
+    assert done.stderr.count("40 is smaller than the tokenizer's 64 tokens") >= 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: rank ")]
     assert len(lines) == 1
     assert "Traceback" not in done.stderr
-    told = foundry(
-        "train", spec(), "--debug", "--nproc", 2, f"train_loader.dataset.local={tmp_path}/nowhere"
-    )
+    told = foundry("train", spec(), "--debug", "--nproc", 2, "model.vocab_size=40")
     assert "Traceback" in told.stderr
+
+
+def test_data_that_is_missing_is_said_before_processes_are_started(spec, tmp_path, foundry):
+    done = foundry("train", spec(), "--nproc", 2, f"train_loader.dataset.local={tmp_path}/nowhere")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: train_loader: {tmp_path}/nowhere")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.slow
