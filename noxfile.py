@@ -114,7 +114,7 @@ def minimums(session):
     run(session, environment(session, OLDEST), "pytest", *(session.posargs or FAST))
 
 
-@nox.session(default=False)
+@nox.session
 def slow(session):
     """Tests that take minutes."""
     parallel = ("-n", "2", "--dist", "loadfile", "--durations", "10")

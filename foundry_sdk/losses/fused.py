@@ -53,7 +53,7 @@ class FusedCrossEntropy(HeadLoss):
     a label outside the vocabulary makes the loss NaN; elsewhere torch raises.
     """
 
-    def __init__(self, z_loss: float = 0.0, max_logits_bytes: int = 1 << 30) -> None:
+    def __init__(self, z_loss: float = 0.0, max_logits_bytes: int = 1 << 29) -> None:
         """Make the loss.
 
         Args:

@@ -50,7 +50,7 @@ class FusedCrossEntropySpec(LossSpec):
 
     kind = "fused_crossentropy"
     z_loss: float = attrs.field(default=0.0, validator=_coefficient)
-    max_logits_bytes: int = attrs.field(default=1 << 30, validator=_bytes)
+    max_logits_bytes: int = attrs.field(default=1 << 29, validator=_bytes)
 
     def build(self) -> "LogitsLoss | HeadLoss":
         """Return the module."""

@@ -57,7 +57,7 @@ def packed(*rows: list[int], vocabulary: int = 96) -> Batch:
 
 
 BATCH = packed([9, 40], [5, 7, 1, 12, 20])
-SHAPE: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
+SHAPE: dict[str, Any] = {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}
 ROPE = {"rope": True, "rope_impl": "hf"}
 
 

@@ -208,7 +208,7 @@ class AttentionInputsMaker:
     def _kernel(self, device: torch.device, documents: bool, dtype: torch.dtype) -> Kernel:
         config = self._spec.attn_config
         if torch.is_grad_enabled():
-            check_implementation(config, device.type)
+            check_implementation(config, device.type, self._spec.dim_per_head)
         if config.attn_impl == "flex" and not config.attn_pdrop:
             return "flex"
         if config.attn_impl == "flash" and "flash" not in unsupported(config, device.type):

@@ -34,6 +34,7 @@ try:  # new in PyTorch 2.10, and its arguments are still changing
 except ImportError:
     _VARLEN_ARGUMENTS = frozenset()
 
+_FLEX_HEAD_DIM: Final = 16
 HAS_VARLEN: Final = {"window_size", "scale"} <= _VARLEN_ARGUMENTS
 """Whether this PyTorch can attend within documents that are laid end to end."""
 _VARLEN_OPTIONS: Final[dict[str, Any]] = (
@@ -103,13 +104,15 @@ def unsupported(attention: AttentionSpec, device_type: str) -> Mapping[str, str]
     return reasons
 
 
-def check_implementation(attention: AttentionSpec, device_type: str) -> None:
+def check_implementation(attention: AttentionSpec, device_type: str, head_dim: int) -> None:
     """Refuse an ``attn_impl`` that cannot train this model on this device.
 
     Raises:
         SpecError: naming the ones that could.
     """
-    reasons = unsupported(attention, device_type)
+    reasons = dict(unsupported(attention, device_type))
+    if device_type == "cuda" and head_dim < _FLEX_HEAD_DIM:
+        reasons["flex"] = f"it needs heads of at least {_FLEX_HEAD_DIM}, not {head_dim} dimensions"
     if attention.attn_impl in reasons:
         able = [name for name in ("flash", "flex", "torch") if name not in reasons]
         raise SpecError(

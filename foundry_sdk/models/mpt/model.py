@@ -122,7 +122,7 @@ class MPT(LanguageModel):
         super().__init__()
         kind = torch.device(device).type
         if kind not in {"meta", "cpu"}:
-            check_implementation(spec.attn_config, kind)
+            check_implementation(spec.attn_config, kind, spec.dim_per_head)
         self.spec = spec
         self.vocab_size = spec.vocab_size
         self._inputs = AttentionInputsMaker(spec)

@@ -222,7 +222,8 @@ class MPTSpec(ModelSpec):
         """
         from foundry_sdk.models.mpt.kernels import check_implementation
 
-        check_implementation(self.described().attn_config, device_type)
+        described = self.described()
+        check_implementation(described.attn_config, device_type, described.dim_per_head)
 
     def described(self) -> "MPTSpec":
         """Return the whole description: this spec, or what the folder that it names makes of it.
