@@ -72,12 +72,16 @@ class Trainer(Generic[S]):
         ``foundry train`` does, before it starts processes, and so does ``fit`` in a run of one.
 
         Raises:
+            LaunchError: an installed package is too old.
             DataError: data is missing or broken.
             CheckpointError: ``load_path`` is missing.
         """
-        from foundry_sdk.errors import CheckpointError, DataError
+        from foundry_sdk.errors import CheckpointError, DataError, LaunchError
+        from foundry_sdk.runs.machine import outdated
 
         spec = self.spec
+        if old := outdated():
+            raise LaunchError("\n".join(old))
         loaders = {f"eval_loader {e.label or ''}".rstrip(): e.loader for e in spec.eval_loader}
         for name, loader in {"train_loader": spec.train_loader, **loaders}.items():
             try:

@@ -36,7 +36,7 @@ def check_spec(
       foundry check pretrain.yaml optimizer.lr=3e-4 max_duration=100ba
       foundry check pretrain.yaml > resolved.yaml
     """
-    from foundry_sdk.runs.redact import redact
+    from foundry_sdk.runs.redact import redact, redact_text
     from foundry_sdk.specs.structure import read, spec_class, unstructure
     from foundry_sdk.specs.yaml_writer import dump
 
@@ -44,7 +44,7 @@ def check_spec(
     if not quiet:
         typer.echo(dump(redact(unstructure(found))), nl=False)
     for notice in notices:
-        typer.echo(f"notice: {notice}", err=True)
+        typer.echo(f"notice: {redact_text(notice)}", err=True)
 
 
 def print_schema(

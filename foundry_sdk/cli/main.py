@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from foundry_sdk.cli import (
     chat,
     check,
     data,
+    drill,
     model,
     new_plugin,
     plan,
@@ -21,6 +23,7 @@ from foundry_sdk.cli import (
     train,
 )
 from foundry_sdk.errors import FoundryError
+from foundry_sdk.runs.redact import redact_text
 
 app = typer.Typer(
     name="foundry",
@@ -35,6 +38,7 @@ for commands in (
     chat,
     check,
     data,
+    drill,
     model,
     new_plugin,
     plan,
@@ -78,17 +82,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ours = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in ours
     rest = [word for word in ours if word != "--debug"] + given[len(ours) :]
+    sys.excepthook = _print_unforeseen
     try:
         app(args=rest, prog_name="foundry")
     except FoundryError as error:
         if debug:
-            traceback.print_exc()
-        for line in str(error).splitlines():
+            _print_unforeseen(type(error), error, error.__traceback__)
+        for line in redact_text(str(error)).splitlines():
             typer.echo(f"error: {line}", err=True)
         raise SystemExit(error.exit_code) from error
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         sys.stderr.close()
         raise SystemExit(0) from None
+
+
+def _print_unforeseen(
+    kind: type[BaseException], error: BaseException, where: TracebackType | None
+) -> None:
+    """Print a traceback as Python does, but without the secrets that its messages may hold."""
+    lines = "".join(traceback.format_exception(kind, error, where))
+    typer.echo(redact_text(lines), err=True, nl=False)
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def train(
         --master-addr 10.0.0.1 --master-port 29500
       torchrun --nproc-per-node 8 -m foundry_sdk train pretrain.yaml
     """
+    from foundry_sdk.cli.without_secrets import WithoutSecrets
     from foundry_sdk.finetuner import trainer_from_yaml
     from foundry_sdk.launch.devices import device_count
     from foundry_sdk.launch.topology import LaunchOptions, resolve_topology, started_as_worker
@@ -114,7 +115,9 @@ def train(
     # slower. Read when torch is loaded, and inherited by the workers.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # The SDK's own lines from the level that the spec names; warnings of everybody else.
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(WithoutSecrets("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     options = LaunchOptions(
         nproc=nproc,
         world_size=world_size,
@@ -230,5 +233,7 @@ def _has_launcher() -> bool:
 
 
 def _say(notices: tuple[str, ...]) -> None:
+    from foundry_sdk.runs.redact import redact_text
+
     for notice in notices:
-        typer.echo(f"notice: {notice}", err=True)
+        typer.echo(f"notice: {redact_text(notice)}", err=True)

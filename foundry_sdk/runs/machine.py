@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,6 +41,39 @@ def package_versions() -> dict[str, str]:
     if cuda is not None:
         versions["cuda"] = cuda
     return versions
+
+
+def outdated() -> list[str]:
+    """Return a line for each installed package that is older than what is needed.
+
+    Older releases of some run code that is hidden in a file of weights (torch before 2.6 and 2.10:
+    CVE-2025-32434, CVE-2026-24747), so this is looked at before anything is read.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+    from packaging.version import InvalidVersion, Version
+
+    lines = []
+    try:
+        needed = [Requirement(text) for text in requires("foundry-sdk") or ()]
+    except (PackageNotFoundError, InvalidRequirement):  # run from a folder that is not installed
+        return []
+    for requirement in needed:
+        oldest = [each for each in requirement.specifier if each.operator == ">="]
+        if "extra" in str(requirement.marker or "") or not oldest:
+            continue
+        try:
+            found = version(requirement.name)
+            # A build of a coming release ("2.11.0a0") counts as that release.
+            release = Version(Version(found).base_version)
+        except (PackageNotFoundError, InvalidVersion):
+            continue
+        if release < Version(oldest[0].version):
+            name = requirement.name
+            lines.append(
+                f"{name} {found} is installed, but {name}{oldest[0]} is needed; "
+                f"pip install '{name}{requirement.specifier}'"
+            )
+    return lines
 
 
 def host_facts() -> dict[str, Any]:

@@ -241,7 +241,8 @@ class SpecConverter:
             return None
         fitting = [arm for arm in arms if fits(value, arm)]
         if not fitting:
-            raise Mistakes([((), f"expected {expected(annotation)}, got {describe(value)}")])
+            hint = _quoted(value) if str in arms else ""
+            raise Mistakes([((), f"expected {expected(annotation)}, got {describe(value)}{hint}")])
         found: Mistakes | None = None
         for arm in fitting:
             try:
@@ -353,9 +354,12 @@ def _wrong_scalar(value: object, scalar: type) -> str:
     text = f"expected {SCALARS[scalar]}, got {describe(value)}"
     if isinstance(value, str) and scalar is not str:
         text += "; without quotes?" if _would_fit(value, scalar) else ""
-    elif scalar is str and isinstance(value, int | float):
-        text += f"; with quotes it is a text: '{describe(value)}'"
-    return text
+    return text + (_quoted(value) if scalar is str else "")
+
+
+def _quoted(value: object) -> str:
+    """Return how a number or truth value is written that was meant as a text."""
+    return f"; with quotes it is a text: '{describe(value)}'" * isinstance(value, int | float)
 
 
 def _would_fit(value: str, scalar: type) -> bool:
