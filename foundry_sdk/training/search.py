@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from foundry_sdk.batch import Batch
+from foundry_sdk.checkpoint.rng import capture_rng, restore_rng
 from foundry_sdk.training.feed import Drawn, Feed
 from foundry_sdk.training.step import forward_backward
 
@@ -128,7 +129,7 @@ def choose_microbatch(assembly: "Assembly", feed: Feed, cache: Path) -> None:
 
 def _try(assembly: "Assembly", feed: Feed) -> Finding:
     drawn = feed.take()
-    random = torch.get_rng_state(), torch.cuda.get_rng_state()
+    random = capture_rng()
     reserved = _room_for_state(assembly)
     length = assembly.spec.max_seq_len
     compiled: list[int] = []
@@ -149,8 +150,7 @@ def _try(assembly: "Assembly", feed: Feed) -> Finding:
     finally:
         del reserved
         _clear(assembly)
-        torch.set_rng_state(random[0])
-        torch.cuda.set_rng_state(random[1])
+        restore_rng(random)
         feed.put_back(drawn)
     if compiled[-1] != finding.size:
         torch._dynamo.reset()
@@ -160,20 +160,26 @@ def _try(assembly: "Assembly", feed: Feed) -> Finding:
 def _rate(assembly: "Assembly", drawn: Drawn, size: int, *, tokens: int) -> float:
     for repetition in range(2):  # the first compiles
         _clear(assembly)
-        torch.cuda.synchronize()
+        _wait(assembly)
         begin = time.perf_counter()
         forward_backward(assembly, drawn, size)
-        torch.cuda.synchronize()
+        _wait(assembly)
         seconds = time.perf_counter() - begin
         _log.debug("microbatch %d, run %d: %.3f s", size, repetition, seconds)
     return tokens / seconds
+
+
+def _wait(assembly: "Assembly") -> None:
+    if assembly.runtime.device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def _clear(assembly: "Assembly") -> None:
     for parameter in assembly.parameters:
         parameter.grad = None
     gc.collect()
-    torch.cuda.empty_cache()
+    if assembly.runtime.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _room_for_state(assembly: "Assembly") -> Tensor | None:

@@ -289,3 +289,16 @@ def test_16_bit_weights_learn_alike_and_go_on_bit_for_bit(
     # bfloat16 has 8 bits: each loss of about 4 nats is right to a few hundredths.
     assert losses[1] == pytest.approx(losses[0], abs=0.05)
     assert losses[1] != losses[0]
+
+
+@pytest.mark.slow
+def test_the_search_for_a_microbatch_leaves_no_trace(tokenizer: str, tmp_path: Path) -> None:
+    """A run whose size was found has the bits of one to which it was given, dropout included."""
+    base = {"tokenizer": tokenizer, "root": str(tmp_path), "duration": "6ba", "dropout": 0.1}
+    found = base | {"name": "found", "microbatch": "auto", "search": True}
+    run(found)
+    record = json.loads((tmp_path / "found" / "run.json").read_text("utf-8"))
+    told = record["choices"]["device_train_microbatch_size"]
+    assert "the fastest that fits (" in told
+    run(base | {"name": "given", "microbatch": int(told.split(",")[0])})
+    assert read(found) == read(base | {"name": "given"})
