@@ -123,5 +123,5 @@ def _library() -> Any:  # noqa: ANN401
         return importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise SpecError(
-            f"{_OPTIONS} needs the package bitsandbytes: pip install bitsandbytes"
+            f"{_OPTIONS} needs the package bitsandbytes: pip install 'foundry-sdk[qlora]'"
         ) from error
