@@ -182,9 +182,18 @@ class Material:
         (self.folder / "rows.jsonl").write_bytes(rows)
         return self.pretrain(FINETUNE)
 
-    def shards(self, name: str, encoded: Sequence[bytes], **columns: str) -> Path:
-        """Write other shards than those of ``data``."""
-        return write_shards(self.folder / name, encoded, columns or TOKEN_COLUMNS)
+    def tokens(self, name: str, count: int, *, highest: int = WORDS - 1) -> None:
+        """Write ``count`` rows of ids as shards; the last id of all is ``highest``."""
+        write_shards(self.folder / name, token_rows(count, highest=highest))
+
+    def texts(self, name: str, *rows: Mapping[str, str]) -> None:
+        """Write rows of texts as shards."""
+        columns = dict.fromkeys(rows[0], "str")
+        write_shards(self.folder / name, [encode_row(columns, row) for row in rows], columns)
+
+    def examples(self, count: int) -> list[dict[str, Any]]:
+        """Return ``count`` prompts with their responses."""
+        return examples(count)
 
     def edit_index(self, key: str, value: object, *, name: str = "data") -> None:
         """Change the first shard's entry in the index."""
@@ -220,9 +229,3 @@ def material(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
     write_shards(tmp_path / "data", token_rows(12))
     return Material(tmp_path)
-
-
-def chat_rows(*rows: Mapping[str, str]) -> list[bytes]:
-    """Encode rows of texts."""
-    columns = dict.fromkeys(rows[0], "str")
-    return [encode_row(columns, row) for row in rows]
