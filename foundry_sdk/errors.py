@@ -8,8 +8,9 @@
     ├── PluginError             a plugin, or a combination of plugins, cannot be used
     ├── DataError               a dataset, a document or a sample is not what it should be
     ├── CheckpointError         a checkpoint is missing, broken or of another run
-    │   └── CheckpointWriteError    one could not be written; older ones are untouched
-    │       └── NoSpaceError            because the disk has no room for it
+    │   ├── CheckpointWriteError    one could not be written; older ones are untouched
+    │   │   └── NoSpaceError            because the disk has no room for it
+    │   └── RemoteStoreError        an object store does not answer, or refuses
     ├── ExportError             a model cannot be exported, or its export does not equal it
     └── RunError                a run cannot start or go on
         ├── LaunchError             the processes of a run cannot be laid out as asked for
@@ -67,6 +68,12 @@ class NoSpaceError(CheckpointWriteError):
     """The disk has no room for a checkpoint; those that exist are untouched."""
 
     exit_code = 75  # EX_TEMPFAIL: the same command works once there is room
+
+
+class RemoteStoreError(CheckpointError):
+    """An object store does not answer, or refuses; says nothing about what it holds."""
+
+    exit_code = 1
 
 
 class ExportError(FoundryError):

@@ -10,6 +10,7 @@ from foundry_sdk.errors import (
     FoundryError,
     LockedRunError,
     NoSpaceError,
+    RemoteStoreError,
 )
 
 
@@ -49,7 +50,13 @@ class SoloRanks:
 
 _KINDS: Final[dict[str, type[FoundryError]]] = {
     kind.__name__: kind
-    for kind in (CheckpointError, CheckpointWriteError, NoSpaceError, LockedRunError)
+    for kind in (
+        CheckpointError,
+        CheckpointWriteError,
+        NoSpaceError,
+        RemoteStoreError,
+        LockedRunError,
+    )
 }
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from foundry_sdk.checkpoint import verify, writing
 from foundry_sdk.checkpoint.layout import STATE, folder_name, rank_file, step_folders, to_delete
 from foundry_sdk.checkpoint.matching import check_matching
+from foundry_sdk.checkpoint.objects import is_uri, shown
 from foundry_sdk.checkpoint.ranks import Ranks, on_every_rank, on_first_rank
 from foundry_sdk.checkpoint.tensors import read_tensors, total_bytes, write_tensors
 from foundry_sdk.checkpoint.verify import Checkpoint, Skipped
@@ -68,16 +69,18 @@ class CheckpointStore:
             raise CheckpointError(
                 f"save_num_checkpoints_to_keep: expected -1 (all) or at least 1, got {keep}"
             )
-        if "://" in str(folder):
+        if is_uri(folder):
             raise CheckpointError(
-                f"save_folder: {str(folder)!r}: remote folders are not supported; "
-                "use a folder of this machine or of a shared file system"
+                f"{shown(str(folder))}: a store needs a folder of this machine; MirroredStore "
+                "keeps copies of it elsewhere"
             )
         self.folder = Path(folder)
         self.skipped: tuple[Skipped, ...] = ()
         self._ranks = ranks
         self._keep = keep
         self._lock: FolderLock | None = None
+        self._leads = ranks.rank == 0
+        """Whether this rank is the one that makes and removes folders on its disk."""
         self._prepared = False
         self._known_whole: set[Path] = set()  # rank 0 relies on it, to read each only once
 
@@ -104,14 +107,21 @@ class CheckpointStore:
                     "found damaged when it is needed"
                 )
 
-        on_first_rank(self._ranks, about, take)
+        on_every_rank(self._ranks, about, lambda: take() if self._leads else None)
         on_every_rank(
             self._ranks, about, lambda: writing.check_shared(self.folder, self._ranks.rank)
         )
         self._prepared = True
 
+    def finish(self) -> None:
+        """Wait until everything that was saved is where it belongs; on every rank.
+
+        Raises:
+            CheckpointWriteError: something is not.
+        """
+
     def close(self) -> None:
-        """Let others write to the folder."""
+        """Let others write to the folder; not a place for ranks to wait for each other."""
         if self._lock is not None:
             self._lock.release()
         self._lock = None
@@ -147,6 +157,7 @@ class CheckpointStore:
         name = on_first_rank(ranks, about, lambda: writing.begin(self.folder, step, needed))
         temporary = self.folder / name
         try:
+            on_every_rank(ranks, about, lambda: self._join(temporary, needed))
             on_every_rank(ranks, about, lambda: writing.check_shared(temporary, ranks.rank))
             written = write_tensors(temporary, tensors, world_size=ranks.world_size)
             values = {rank_file(ranks.rank): per_rank}
@@ -156,9 +167,13 @@ class CheckpointStore:
                 ranks, about, lambda: writing.write_values(temporary, values, written())
             )
             manifest = writing.manifest_of(step, parts, tensors)
-            on_first_rank(ranks, about, lambda: writing.commit(temporary, final, manifest))
+            on_every_rank(
+                ranks,
+                about,
+                lambda: writing.commit(temporary, final, manifest) if self._leads else None,
+            )
         except CheckpointError:
-            if ranks.rank == 0:
+            if self._leads:
                 writing.drop(temporary)
             ranks.barrier()
             raise
@@ -176,15 +191,21 @@ class CheckpointStore:
         self.prepare()
 
         def delete() -> list[str]:
+            if not self._leads:
+                return []
             later = [path for number, path in step_folders(self.folder) if number > step]
             for path in later:
                 writing.delete(path)
             return [str(path) for path in later]
 
         about = f"cleaning {self.folder}"
-        return tuple(Path(path) for path in on_first_rank(self._ranks, about, delete))
+        return tuple(Path(path) for path in on_every_rank(self._ranks, about, delete)[0])
 
     # ---- reading
+
+    def holds_any(self) -> bool:
+        """Return whether there is any step folder, whole or not."""
+        return bool(self.steps())
 
     def steps(self) -> tuple[int, ...]:
         """Return the steps that have a folder, newest first, without looking into them."""
@@ -273,17 +294,24 @@ class CheckpointStore:
             return False
         return True
 
+    def _join(self, temporary: Path, needed: int) -> None:
+        """Take part in a save that rank 0 has begun; nothing to do where the disk is its own."""
+
+    def _kept(self) -> int:
+        """Return how many step folders are to stay on the disk, -1 for all."""
+        return self._keep
+
     def _prune(self) -> None:
         """Delete what need not be kept; failing to is no reason to end a run.
 
         The checkpoint just written is known to be whole, and mostly so is the one before; rank 0
         reads one again only after a resume from an older one.
         """
-        if self._ranks.rank == 0:
+        if self._leads:
             folders = dict(step_folders(self.folder))
             doomed = to_delete(
                 tuple(folders),
-                keep=self._keep,
+                keep=self._kept(),
                 is_whole=lambda step: self._is_whole(folders[step]),
             )
             try:

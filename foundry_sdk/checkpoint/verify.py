@@ -1,6 +1,7 @@
 """Finding checkpoints that are whole: every file with the size and digest it was written with."""
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -100,12 +101,17 @@ def newest(folder: Path, ranks: Ranks) -> tuple[Checkpoint | None, tuple[Skipped
             _log.warning("passed over a checkpoint: %s", error)
             skipped.append(Skipped(path, str(error)))
     if skipped:
-        reasons = "\n".join(f"  {each.reason}" for each in skipped)
-        raise CheckpointError(
-            f"{folder}: {len(skipped)} checkpoint(s), and none of them is whole:\n{reasons}\n"
-            "move them away to start anew"
-        )
+        raise none_is_whole(str(folder), skipped)
     return None, ()
+
+
+def none_is_whole(place: str, skipped: Sequence[Skipped]) -> CheckpointError:
+    """Return the error for a place that has checkpoints, all of them damaged."""
+    reasons = "\n".join(f"  {each.reason}" for each in skipped)
+    return CheckpointError(
+        f"{place}: {len(skipped)} checkpoint(s), and none of them is whole:\n{reasons}\n"
+        "move them away to start anew"
+    )
 
 
 def at(path: Path, ranks: Ranks) -> Checkpoint:

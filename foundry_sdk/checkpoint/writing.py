@@ -66,6 +66,19 @@ def begin(folder: Path, step: int, size: int) -> str:
     Raises:
         NoSpaceError: less than twice the size is free.
     """
+    require_room(folder, size)
+    name = f"{folder_name(step)}.tmp-{secrets.token_hex(4)}"
+    reach("checkpoint.mkdir")
+    (folder / name).mkdir()
+    return name
+
+
+def require_room(folder: Path, size: int) -> None:
+    """Check that a disk has room for a checkpoint of ``size`` bytes.
+
+    Raises:
+        NoSpaceError: less than twice the size is free.
+    """
     free = shutil.disk_usage(folder).free
     if free < 2 * size:
         raise NoSpaceError(
@@ -73,10 +86,6 @@ def begin(folder: Path, step: int, size: int) -> str:
             f"{_gigabytes(2 * size)} free, there are {_gigabytes(free)}; free some, or keep "
             "fewer checkpoints with save_num_checkpoints_to_keep"
         )
-    name = f"{folder_name(step)}.tmp-{secrets.token_hex(4)}"
-    reach("checkpoint.mkdir")
-    (folder / name).mkdir()
-    return name
 
 
 def write_values(

@@ -96,7 +96,9 @@ def _checkpoints(path: Path, values: dict[str, Any]) -> Path:
     if not (path / _SPEC).is_file():
         return path
     folder = values.get("save_folder")
-    return path / _CHECKPOINTS if folder is None else Path(folder)
+    if folder is None or "://" in folder:  # its copies on this machine are the run's
+        return path / _CHECKPOINTS
+    return Path(folder)
 
 
 def structured(values: Any, cls: Any, key: str, where: Path) -> Any:  # noqa: ANN401 - a YAML value

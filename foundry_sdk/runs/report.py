@@ -168,7 +168,9 @@ def _checkpoint_folder(path: Path) -> Path:
     file = path / SPEC_FILE
     spec = YAML(typ="safe", pure=True).load(file.read_text("utf-8")) if file.exists() else {}
     folder = spec.get("save_folder") if isinstance(spec, dict) else None
-    return path / _CHECKPOINTS if folder is None else Path(folder)
+    if folder is None or "://" in folder:  # its copies on this machine are the run's
+        return path / _CHECKPOINTS
+    return Path(folder)
 
 
 def _attempts(attempts: Sequence[Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ import attrs
 
 from foundry_sdk.callbacks.bus import EventBus
 from foundry_sdk.checkpoint.layout import folder_name
-from foundry_sdk.checkpoint.store import CheckpointStore
+from foundry_sdk.checkpoint.objects import shown
 from foundry_sdk.errors import FoundryError, LockedRunError, RunError, SpecError
 from foundry_sdk.events import RunFinished, RunStarted
 from foundry_sdk.runs.record import LOCK_FILE, RunRecord, RunStatus
@@ -27,7 +27,7 @@ from foundry_sdk.training.loop import Loop, LoopResult
 from foundry_sdk.training.preflight import preflight
 from foundry_sdk.training.probe import ModelProbe
 from foundry_sdk.training.runtime import Runtime
-from foundry_sdk.training.saving import CHECKPOINTS, Saver, find_checkpoint
+from foundry_sdk.training.saving import Saver, found_checkpoint, open_store
 from foundry_sdk.training.search import choose_microbatch
 from foundry_sdk.training.signals import StopRequest
 from foundry_sdk.training.subscribers import subscribers
@@ -97,8 +97,8 @@ class _Run:
         self.runtime = runtime
         self.record = record
         self.signals = signals
-        self.folder = Path(spec.save_folder) if spec.save_folder else record.path / CHECKPOINTS
-        self.store = CheckpointStore(self.folder, runtime, keep=spec.save_num_checkpoints_to_keep)
+        self.store = open_store(spec, record.path, runtime)
+        self.folder = self.store.folder
 
     def go(self) -> RunResult:
         """Assemble, restore, train; whatever happens, the record says how it ended."""
@@ -117,6 +117,8 @@ class _Run:
     def _train(self, assembly: Assembly) -> RunResult:
         saver = Saver(assembly, self.store)
         callbacks = self._restore(saver)
+        if self.spec.save_overwrite and not self.spec.autoresume:
+            self.store.discard_after(assembly.state.step)  # they are of another course
         preflight(assembly)
         feed = Feed(assembly.source, self.runtime)
         feed.start_at(assembly.state.batch_in_epoch)
@@ -136,6 +138,7 @@ class _Run:
         loop = Loop(assembly, feed=feed, save=save, stop_requested=lambda: self.signals.reason)
         try:
             result = loop.run()
+            self.store.finish()
         except BaseException as error:
             self._finish(assembly, "failed", f"{type(error).__name__}: {error}", error=str(error))
             raise
@@ -162,18 +165,22 @@ class _Run:
             newest = self.store.newest()
             if newest is not None:
                 return saver.resume(newest)
-        elif not spec.save_overwrite and self.store.steps():
+        elif not spec.save_overwrite and self.store.holds_any():
+            given = shown(spec.save_folder or str(self.folder))
             raise RunError(
-                f"save_folder {self.folder} already holds checkpoints; go on from them with "
+                f"save_folder {given} already holds checkpoints; go on from them with "
                 "autoresume: true, or choose another folder or run_name"
             )
         if spec.load_path is None:
             return {}
-        checkpoint = find_checkpoint(self.store, spec.load_path)
-        if spec.load_weights_only:
-            saver.load_weights(checkpoint)
-            return {}
-        return saver.resume(checkpoint)
+        cache = self.record.path / "cache"
+        with found_checkpoint(
+            self.store, spec.load_path, ranks=self.runtime, cache=cache
+        ) as checkpoint:
+            if spec.load_weights_only:
+                saver.load_weights(checkpoint)
+                return {}
+            return saver.resume(checkpoint)
 
     def _bus(self, started: RunStarted) -> EventBus:
         """Build callbacks and loggers; if one cannot be, on whatever rank, all ranks raise."""
@@ -298,7 +305,7 @@ def _name(spec: RunSpec) -> str:
     if given:
         return given
     if spec.autoresume and spec.save_folder:
-        return Path(spec.save_folder).name
+        return Path(shown(spec.save_folder)).name
     return f"{_GENERATED}{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 

@@ -1,15 +1,22 @@
 """What goes into a checkpoint of a run, and how a run goes on from one."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from foundry_sdk.checkpoint.mirrored import MirroredStore, fetch_checkpoint
+from foundry_sdk.checkpoint.objects import is_uri
+from foundry_sdk.checkpoint.patience import Patience
+from foundry_sdk.checkpoint.ranks import Ranks
 from foundry_sdk.checkpoint.rng import capture_rng, restore_rng
 from foundry_sdk.checkpoint.state import load_into, model_and_optimizer_tensors
 from foundry_sdk.checkpoint.store import CheckpointStore
 from foundry_sdk.checkpoint.verify import Checkpoint
 from foundry_sdk.errors import CheckpointError
 from foundry_sdk.events import CheckpointSaved
+from foundry_sdk.specs.run import RunSpec
 from foundry_sdk.training.assemble import Assembly
 from foundry_sdk.training.feed import Drawn
 from foundry_sdk.training.state import TrainState
@@ -105,12 +112,38 @@ class Saver:
             )
 
 
-def find_checkpoint(store: CheckpointStore, path: str | Path) -> Checkpoint:
-    """Return the checkpoint that ``load_path`` means: a step, a folder of them, or a run.
+def open_store(spec: RunSpec, run_dir: Path, ranks: Ranks) -> CheckpointStore:
+    """Return where a run's checkpoints go; nothing is touched yet.
+
+    A ``save_folder`` that is a URI has its local copies where those of other runs are.
+
+    Raises:
+        CheckpointError: there can be no checkpoints there.
+    """
+    keep, own = spec.save_num_checkpoints_to_keep, run_dir / CHECKPOINTS
+    if spec.save_folder is None or not is_uri(spec.save_folder):
+        return CheckpointStore(spec.save_folder or own, ranks, keep=keep)
+    patience = Patience.from_environment()
+    return MirroredStore(own, ranks, spec.save_folder, keep=keep, patience=patience)
+
+
+@contextmanager
+def found_checkpoint(
+    store: CheckpointStore, path: str, *, ranks: Ranks, cache: Path
+) -> Iterator[Checkpoint]:
+    """Give the checkpoint that ``load_path`` means: a step, a folder of them, or a run.
+
+    One that is elsewhere is fetched into a folder in ``cache``, which is deleted afterwards.
 
     Raises:
         CheckpointError: there is none, or none that is whole.
     """
+    if is_uri(path):
+        folder = cache / "load_path"
+        yield fetch_checkpoint(path, ranks, folder, patience=Patience.from_environment())
+        ranks.barrier()  # every rank has read it
+        shutil.rmtree(folder, ignore_errors=True)
+        return
     given = Path(path)
     inside = given / CHECKPOINTS
-    return store.at(inside if inside.is_dir() else given)
+    yield store.at(inside if inside.is_dir() else given)

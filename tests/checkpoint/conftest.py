@@ -3,8 +3,10 @@
 import os
 import signal
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -97,3 +99,98 @@ def ranks() -> Callable[[int, Callable[[GlooRanks], None]], list[int]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
+
+
+class S3Server:
+    """moto behind a layer that fails as it is told: ``fault(method, path)`` returns what to do.
+
+    None = answer; ``"503"``; ``"hang"`` (until ``release``); ``"cut"`` = half a body.
+    """
+
+    def __init__(self) -> None:
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self._inner = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.seen: list[tuple[str, str]] = []
+        self.fault: Callable[[str, str], str | None] = lambda method, path: None
+        self.release = threading.Event()
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Any:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        self.seen.append((method, path))
+        fault = self.fault(method, path)
+        if fault == "hang":
+            self.release.wait(60)
+        if fault in {"503", "hang"}:
+            start("503 Slow Down", [("Content-Length", "0")])
+            return [b""]
+        body = list(self._inner(environ, start))
+        return [b"".join(body)[: len(b"".join(body)) // 2]] if fault == "cut" else body
+
+    def close(self) -> None:
+        self.release.set()
+        self._server.shutdown()
+
+
+class Bucket:
+    """A bucket of its own, with what boto3 needs in the environment."""
+
+    def __init__(self, server: S3Server, name: str) -> None:
+        import boto3
+
+        self.server = server
+        self.name = name
+        self.client = boto3.client("s3", endpoint_url=server.url)
+        self.client.create_bucket(Bucket=name)
+        self.uri = f"s3://{name}/deep/run"
+
+    def keys(self) -> dict[str, int]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name)
+        return {item["Key"]: item["Size"] for page in pages for item in page.get("Contents", ())}
+
+    def files(self, step: int) -> set[str]:
+        start = f"deep/run/step-{step:06d}/"
+        return {key.removeprefix(start) for key in self.keys() if key.startswith(start)}
+
+    def whole(self) -> list[int]:
+        """Return the steps that have a manifest."""
+        found = [key.split("/")[-2] for key in self.keys() if key.endswith("/manifest.json")]
+        return sorted(int(name.removeprefix("step-")) for name in found)
+
+    def read(self, key: str) -> bytes:
+        content: bytes = self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+        return content
+
+    def write(self, key: str, content: bytes) -> None:
+        self.client.put_object(Bucket=self.name, Key=key, Body=content)
+
+    def remove(self, key: str) -> None:
+        self.client.delete_object(Bucket=self.name, Key=key)
+
+    def flip(self, key: str, position: int) -> None:
+        content = bytearray(self.read(key))
+        content[position % len(content)] ^= 1
+        self.write(key, bytes(content))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    pytest.importorskip("boto3", reason="needs the s3 extra")
+    pytest.importorskip("moto.server", reason="needs moto[server]")
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+    monkeypatch.setenv("S3_ENDPOINT_URL", s3_server.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret-key")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    yield Bucket(s3_server, f"b{uuid.uuid4().hex}")
+    s3_server.fault = lambda method, path: None

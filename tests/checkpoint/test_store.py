@@ -284,7 +284,7 @@ def test_keeping_none_is_refused(folder, keep):
 
 
 def test_a_remote_folder_is_refused():
-    with pytest.raises(CheckpointError, match="remote folders are not supported"):
+    with pytest.raises(CheckpointError, match="MirroredStore"):
         CheckpointStore("s3://bucket/run", SoloRanks())
 
 
