@@ -16,6 +16,7 @@
         ├── LaunchError             the processes of a run cannot be laid out as asked for
         ├── WorkerFailedError       a process of the run failed; says which and why
         ├── DeviceMemoryError       a single sequence does not fit the device
+        ├── RunFolderError          the run's folder cannot be written, or holds another run
         ├── LockedRunError          another process is using the run folder
         └── NonFiniteError          the loss or a gradient is NaN or infinite
 
@@ -103,6 +104,12 @@ class DeviceMemoryError(RunError):
     """The device has no room for the run, even with one sequence per forward."""
 
     exit_code = 76  # apart from 75: starting again does not help, a change of the spec does
+
+
+class RunFolderError(RunError):
+    """The run's folder cannot be written, holds another run, or a record that is not readable."""
+
+    exit_code = 2
 
 
 class LockedRunError(RunError):

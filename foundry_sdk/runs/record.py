@@ -10,7 +10,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from foundry_sdk.errors import RunError
+from foundry_sdk.errors import RunError, RunFolderError
+from foundry_sdk.faultpoints import reach
 from foundry_sdk.lock import FolderLock
 from foundry_sdk.runs.machine import git_state, host_facts, package_versions
 from foundry_sdk.runs.redact import redact
@@ -52,7 +53,7 @@ class RunRecord:
 
         Raises:
             LockedRunError: another process is using the folder; the message names it.
-            RunError: the name is no folder name, the folder can't be written, or it holds
+            RunFolderError: the name is no folder name, the folder can't be written, or it holds
                 something and ``resume`` is false.
         """
         path = root / _checked_name(name)
@@ -62,7 +63,7 @@ class RunRecord:
             path.mkdir(parents=True, exist_ok=True)
             lock = FolderLock.take(path / LOCK_FILE)
         except OSError as error:
-            raise RunError(
+            raise RunFolderError(
                 f"cannot write the run's folder {path}: {error.strerror}; choose another run_root"
             ) from error
         try:
@@ -187,7 +188,7 @@ def read_run(path: Path) -> dict[str, Any] | None:
     """Return the content of a run folder's ``run.json``; None where there is none.
 
     Raises:
-        RunError: the file is not what ``RunRecord`` writes.
+        RunFolderError: the file is not what ``RunRecord`` writes.
     """
     file = path / RUN_FILE
     try:
@@ -195,23 +196,23 @@ def read_run(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError) as error:
-        raise RunError(f"{file}: cannot be read: {error}") from error
+        raise RunFolderError(f"{file}: cannot be read: {error}") from error
     if not isinstance(run, dict) or run.get("schema") != _SCHEMA:
         found = run.get("schema") if isinstance(run, dict) else type(run).__name__
-        raise RunError(f"{file}: expected a run record of schema {_SCHEMA}, got {found!r}")
+        raise RunFolderError(f"{file}: expected a run record of schema {_SCHEMA}, got {found!r}")
     return run
 
 
 def _checked_name(name: str) -> str:
     if name in {"", ".", ".."} or "/" in name or "\\" in name or "\0" in name or name[0] == "~":
-        raise RunError(f"run_name {name!r}: expected one folder name, without '/' and '..'")
+        raise RunFolderError(f"run_name {name!r}: expected one folder name, without '/' and '..'")
     return name
 
 
 def _refuse_content(path: Path) -> None:
     run = read_run(path)
     if run is not None:
-        raise RunError(
+        raise RunFolderError(
             f"{path} already holds a run ({run['status']}, started {run['started']}); choose "
             "another run_name, resume it with autoresume: true, or remove the folder"
         )
@@ -224,7 +225,7 @@ def _refuse_content(path: Path) -> None:
         if not found.is_dir() and found.name not in _LOCKS
     )
     if others:
-        raise RunError(
+        raise RunFolderError(
             f"{path} is not empty and holds no run (found {', '.join(others[:3])}); choose another "
             "run_name or empty it"
         )
@@ -263,10 +264,13 @@ def _write_json(file: Path, value: Mapping[str, Any]) -> None:
 
 def _write_text(file: Path, text: str) -> None:
     temporary = file.with_name(f"{file.name}.tmp")
+    reach("record.write")
     with temporary.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
+        reach("record.fsync")
         os.fsync(stream.fileno())
+    reach("record.rename")
     temporary.replace(file)
 
 

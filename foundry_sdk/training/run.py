@@ -15,7 +15,7 @@ import attrs
 from foundry_sdk.callbacks.bus import EventBus
 from foundry_sdk.checkpoint.layout import folder_name
 from foundry_sdk.checkpoint.objects import shown
-from foundry_sdk.errors import FoundryError, LockedRunError, RunError, SpecError
+from foundry_sdk.errors import FoundryError, LockedRunError, RunError, RunFolderError, SpecError
 from foundry_sdk.events import RunFinished, RunStarted
 from foundry_sdk.runs.record import LOCK_FILE, RunRecord, RunStatus
 from foundry_sdk.runs.redact import redact
@@ -167,7 +167,7 @@ class _Run:
                 return saver.resume(newest)
         elif not spec.save_overwrite and self.store.holds_any():
             given = shown(spec.save_folder or str(self.folder))
-            raise RunError(
+            raise RunFolderError(
                 f"save_folder {given} already holds checkpoints; go on from them with "
                 "autoresume: true, or choose another folder or run_name"
             )
@@ -295,7 +295,7 @@ def _open_record(spec: RunSpec, runtime: Runtime) -> RunRecord:
     failure = runtime.broadcast(failure)
     if record is None or failure is not None:
         kind, text = failure or ["RunError", "the run's folder cannot be opened"]
-        raise LockedRunError(text) if kind == "LockedRunError" else RunError(text)
+        raise LockedRunError(text) if kind == "LockedRunError" else RunFolderError(text)
     return record
 
 
