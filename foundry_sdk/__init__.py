@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from foundry_sdk.callbacks.generation import GenerateCallbackSpec as GenerateCallbackSpec
     from foundry_sdk.callbacks.guards import LossSpikeGuardSpec as LossSpikeGuardSpec
     from foundry_sdk.callbacks.guards import NaNMonitorSpec as NaNMonitorSpec
+    from foundry_sdk.callbacks.ledger import SampleLedgerSpec as SampleLedgerSpec
     from foundry_sdk.callbacks.lr import LRMonitorSpec as LRMonitorSpec
     from foundry_sdk.callbacks.memory import MemoryMonitorSpec as MemoryMonitorSpec
     from foundry_sdk.callbacks.optimizer_norms import OptimizerMonitorSpec as OptimizerMonitorSpec
@@ -123,6 +124,7 @@ _HOMES: Final = MappingProxyType(
             "LossSpikeGuardSpec",
             "NaNMonitorSpec",
         ),
+        "foundry_sdk.callbacks.ledger": ("SampleLedgerSpec",),
         "foundry_sdk.callbacks.lr": ("LRMonitorSpec",),
         "foundry_sdk.callbacks.memory": ("MemoryMonitorSpec",),
         "foundry_sdk.callbacks.optimizer_norms": ("OptimizerMonitorSpec",),

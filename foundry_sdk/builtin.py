@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from foundry_sdk.callbacks.garbage import ScheduledGCSpec
 from foundry_sdk.callbacks.generation import GenerateCallbackSpec
 from foundry_sdk.callbacks.guards import LossSpikeGuardSpec, NaNMonitorSpec
+from foundry_sdk.callbacks.ledger import SampleLedgerSpec
 from foundry_sdk.callbacks.lr import LRMonitorSpec
 from foundry_sdk.callbacks.memory import MemoryMonitorSpec
 from foundry_sdk.callbacks.optimizer_norms import OptimizerMonitorSpec
@@ -68,6 +69,7 @@ def foundry_components() -> Iterable[type[ComponentSpec]]:
         OptimizerMonitorSpec,
         RunTimeoutSpec,
         RuntimeEstimatorSpec,
+        SampleLedgerSpec,
         ScheduledGCSpec,
         SpeedMonitorSpec,
         FinetuningDataSpec,

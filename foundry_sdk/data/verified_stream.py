@@ -11,6 +11,7 @@ from foundry_sdk.data.index import INDEX_NAME, MDSIndex, ShardFile, missing_inde
 from foundry_sdk.data.integrity import OFF, Problem, check_file, expected_digest
 from foundry_sdk.data.mds import import_streaming
 from foundry_sdk.errors import DataError
+from foundry_sdk.faultpoints import reach
 
 _Stream: Any = import_streaming().Stream
 DAMAGED_DATA: Final[tuple[type[Exception], ...]] = (
@@ -159,6 +160,7 @@ class VerifiedStream(_Stream):  # type: ignore[misc]  # untyped library
         partial = self.folder / f"{basename}.fetching"
         partial.unlink(missing_ok=True)
         try:
+            reach("download.fetch")
             if optional:
                 remote = os.path.join(self.remote, self.split, basename)  # a URL
                 self._downloader.download(remote, str(partial), self.download_timeout)
@@ -178,6 +180,7 @@ class VerifiedStream(_Stream):  # type: ignore[misc]  # untyped library
                 f"({type(error).__name__}: {error}); check the address, the network and the "
                 "credentials"
             ) from error
+        reach("download.rename")
         partial.replace(self.folder / basename)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from foundry_sdk.errors import LaunchError
 from foundry_sdk.launch.cause import exit_text, shell_code
 from foundry_sdk.launch.topology import LaunchOptions, Topology
 from foundry_sdk.launch.watchdog import HUNG_EXIT, Hang, find_hang, stacks_of
-from foundry_sdk.launch.worker import Worker, output_path
+from foundry_sdk.launch.worker import Start, Worker, output_path
 
 _log = logging.getLogger(__name__)
 _POLL_SECONDS: Final = 0.02
@@ -53,7 +54,13 @@ class LaunchResult:
     details: str | None = None
 
 
-def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -> LaunchResult:
+def launch(
+    command: Sequence[str],
+    topology: Topology,
+    options: LaunchOptions,
+    *,
+    start: Start = subprocess.Popen,
+) -> LaunchResult:
     """Run ``command`` as this machine's processes of a run, until all have ended.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on to the workers; a second one kills them. When a
@@ -61,6 +68,12 @@ def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -
     another one as long as the run allows (``dist_timeout``), its stacks are taken and all are
     killed. Workers, what they started and their shared memory never outlive this call, nor the
     first two this process.
+
+    Args:
+        command: program and arguments, the same for every process.
+        topology: which processes there are.
+        options: where output goes.
+        start: what makes a process, called as ``subprocess.Popen`` is.
 
     Raises:
         LaunchError: a file for output cannot be written, or two ranks would share one.
@@ -71,7 +84,9 @@ def launch(command: Sequence[str], topology: Topology, options: LaunchOptions) -
         with _passing_on(workers) as asked:
             try:
                 for local_rank in range(topology.nproc):
-                    workers.append(Worker(command, topology, local_rank, options, Path(folder)))
+                    workers.append(
+                        Worker(command, topology, local_rank, options, Path(folder), start=start)
+                    )
                 for worker in workers:
                     worker.listen()
                     if asked.number is not None:  # it came while they were started

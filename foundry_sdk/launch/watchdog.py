@@ -56,7 +56,7 @@ def find_hang(workers: Sequence[Worker]) -> Hang | None:
         if beat.waits and now - beat.at > _allowed(beat.timeout)
     ]
     if not waiting:
-        return None
+        return _left_behind(workers, living, now)
     beat = min((beat for _, beat in waiting), key=lambda beat: beat.at)
     behind = [worker for worker in living if _count(worker.beat()) < beat.count]
     fewest = min((_count(worker.beat()) for worker in behind), default=0)
@@ -67,6 +67,26 @@ def find_hang(workers: Sequence[Worker]) -> Hang | None:
         elsewhere=not late,
         message=_describe(late, waiters, beat, seconds=now - beat.at),
     )
+
+
+def _left_behind(workers: Sequence[Worker], living: Sequence[Worker], now: float) -> Hang | None:
+    """Return the ranks that do not end, long after others have ended well."""
+    ended = [worker for worker in workers if worker.process.poll() == 0]
+    beats = {worker.rank: beat for worker in workers if (beat := worker.beat()) is not None}
+    since = max((beats[worker.rank].at for worker in ended if worker.rank in beats), default=now)
+    late = tuple(
+        worker
+        for worker in living
+        if (beat := beats.get(worker.rank)) is not None and now - max(since, beat.at) > beat.timeout
+    )
+    if not ended or not late:
+        return None
+    timeout = beats[late[0].rank].timeout
+    message = (
+        f"hung: rank(s) {_ranks(ended)} ended {now - since:.1f} s ago, and it did not "
+        f"(dist_timeout: {timeout:g})"
+    )
+    return Hang(late=late, elsewhere=False, message=message)
 
 
 def stacks_of(workers: Sequence[Worker]) -> dict[int, str]:

@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from foundry_sdk.errors import LaunchError
 from foundry_sdk.launch.cause import VARIABLE, Cause, read_cause
@@ -20,6 +20,28 @@ from foundry_sdk.launch.topology import LaunchOptions, Topology
 _KEPT_LINES: Final = 60
 _PR_SET_PDEATHSIG: Final = 1
 _Output = IO[bytes] | int | None
+
+
+class Process(Protocol):
+    """What of ``subprocess.Popen`` a worker needs."""
+
+    pid: int
+    returncode: int | None
+    stdout: IO[bytes] | None
+    stderr: IO[bytes] | None
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+
+    def wait(self) -> int:
+        """Return the exit code, once it has ended."""
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal, unless it has ended."""
+
+
+Start = Callable[..., Process]
+"""Takes the command and keywords as ``subprocess.Popen`` does."""
 
 
 class Worker:
@@ -36,6 +58,8 @@ class Worker:
         local_rank: int,
         options: LaunchOptions,
         folder: Path,
+        *,
+        start: Start,
     ) -> None:
         """Start it.
 
@@ -45,6 +69,7 @@ class Worker:
             local_rank: which of this machine's processes it is.
             options: where output goes.
             folder: of the launcher, for the files with a failure's cause and the pulse.
+            start: what makes the process.
 
         Raises:
             LaunchError: a file for output cannot be written.
@@ -58,14 +83,14 @@ class Worker:
         self._reader: threading.Thread | None = None
         with contextlib.ExitStack() as files:
             stdout, stderr = _outputs(files, options, topology, local_rank)
-            self.process = subprocess.Popen(  # noqa: S603 - no shell, the command is ours
+            self.process: Process = start(
                 command,
                 env=_environment(topology, local_rank, files_of_rank),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
                 start_new_session=True,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509 - no thread runs yet
+                preexec_fn=_die_with(os.getpid()),  # no thread runs yet
             )
 
     def listen(self) -> None:

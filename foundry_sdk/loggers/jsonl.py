@@ -11,6 +11,7 @@ import attrs
 
 from foundry_sdk.errors import RunError
 from foundry_sdk.events import MetricsLogged, RunFinished, RunStarted, TableLogged
+from foundry_sdk.faultpoints import reach
 from foundry_sdk.hookspecs import hookimpl
 
 METRICS_FILE: Final = "metrics.jsonl"
@@ -95,6 +96,7 @@ class JsonlLogger:
         if name not in self._files:
             # Unbuffered: a line is one write, so a killed process leaves whole lines but the last.
             self._files[name] = (self._folder / name).open("ab", buffering=0)
+        reach("metrics.append")
         self._files[name].write((json.dumps(line) + "\n").encode())
 
 
@@ -149,6 +151,7 @@ def truncate_after(path: Path, step: int) -> None:
         file.write(kept)
         file.flush()
         os.fsync(file.fileno())
+    reach("metrics.truncate")
     temporary.replace(path)
 
 

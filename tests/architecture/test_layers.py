@@ -17,7 +17,7 @@ LAYERS = {
     5: {"plugin"},
     6: {"specs"},
     7: {"training", "runs", "export", "chat", "launch", "testing", "scaffold"},
-    8: {"trainer", "pretrainer", "finetuner", "quickstart"},
+    8: {"trainer", "pretrainer", "finetuner", "quickstart", "drill"},
     9: {"cli", "__main__"},
 }
 LAYER = {unit: layer for layer, units in LAYERS.items() for unit in units}
