@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from foundry_sdk.checkpoint import verify, writing
+from foundry_sdk.checkpoint.jobs import Job, wait_together
 from foundry_sdk.checkpoint.layout import (
     MANIFEST,
     folder_name,
@@ -27,15 +27,12 @@ from foundry_sdk.checkpoint.verify import Checkpoint, Skipped
 from foundry_sdk.errors import (
     CheckpointError,
     CheckpointWriteError,
-    FoundryError,
     RemoteStoreError,
 )
 
 _log = logging.getLogger(__name__)
 _LOCAL: Final = 2
 """Whole checkpoints that stay on the disk when all are in the store."""
-_LOOK: Final = 10.0
-"""Seconds that a rank waits for its own transfer before it asks the others about theirs."""
 _GRACE: Final = 5.0
 
 
@@ -73,7 +70,7 @@ class MirroredStore(CheckpointStore):
         self._pending: set[int] = set()  # equal on all ranks: on the disk, not yet in the store
         self._stored: set[int] = set()  # equal on all ranks: known to be whole in the store
         self._copied: list[int] = []  # on rank 0, by the copy under way
-        self._upload: _Job | None = None
+        self._upload: Job | None = None
         self._uploading = False  # equal on all ranks
 
     @property
@@ -252,7 +249,7 @@ class MirroredStore(CheckpointStore):
         pending = sorted(self._pending, reverse=True)  # the newest counts most
         self._uploading, self._copied = True, []
         if self._leads:
-            self._upload = _Job(lambda: self._copy(pending))
+            self._upload = Job(lambda: self._copy(pending))
 
     def _copy(self, pending: list[int]) -> None:
         """Run in a thread: no collectives, and nothing that belongs to the loop."""
@@ -274,7 +271,7 @@ class MirroredStore(CheckpointStore):
         if not self._uploading:
             return None
         about = f"storing checkpoints in {self.url}"
-        _wait_together(self._ranks, about, self._upload)
+        wait_together(self._ranks, about, self._upload)
         failures = [
             text for text in self._ranks.gather(self._upload and self._upload.failure()) if text
         ]
@@ -284,11 +281,11 @@ class MirroredStore(CheckpointStore):
         if not failures:
             return None
         if self._ranks.rank == 0:
+            names = ", ".join(folder_name(step) for step in sorted(self._pending))
             _log.warning(
-                "%s; %s in %s only",
+                "%s; %s",
                 failures[0],
-                ", ".join(folder_name(step) for step in sorted(self._pending)) or "none",
-                self.folder,
+                f"{names}: in {self.folder} only" if names else "old checkpoints stay in the store",
             )
         return str(failures[0])
 
@@ -360,60 +357,9 @@ class MirroredStore(CheckpointStore):
             CheckpointError: it failed; raised on every rank.
         """
         runs = self._leads if everywhere else self._ranks.rank == 0
-        job = _Job(action) if runs else None
-        _wait_together(self._ranks, about, job)
+        job = Job(action) if runs else None
+        wait_together(self._ranks, about, job)
         on_every_rank(self._ranks, about, lambda: job.result() if job else None, reading=True)
-
-
-class _Job:
-    """Something that runs in a thread of its own, for which the end of the process won't wait."""
-
-    def __init__(self, action: Callable[[], None]) -> None:
-        self._action = action
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="checkpoint-copy", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._action()
-        except BaseException as error:  # noqa: BLE001 - it is raised where it is waited for
-            self._error = error
-
-    def wait(self, seconds: float) -> None:
-        self._thread.join(seconds)
-
-    def done(self) -> bool:
-        return not self._thread.is_alive()
-
-    def result(self) -> None:
-        """Raise what the action raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def failure(self) -> str | None:
-        """Return why the action failed, if it did."""
-        self._thread.join()
-        if self._error is None or isinstance(self._error, FoundryError):
-            return None if self._error is None else str(self._error)
-        return f"{type(self._error).__name__}: {self._error}"
-
-
-def _wait_together(ranks: Ranks, about: str, job: _Job | None) -> None:
-    """Return on every rank when every rank's job is done.
-
-    A collective has a time limit that says nothing of how long a transfer may take, so ranks
-    meet again and again.
-    """
-
-    def look() -> bool:
-        if job is not None:
-            job.wait(_LOOK)
-        return job is None or job.done()
-
-    while not all(on_every_rank(ranks, about, look)):
-        pass
 
 
 def fetch_checkpoint(uri: str, ranks: Ranks, cache: Path, *, patience: Patience) -> Checkpoint:

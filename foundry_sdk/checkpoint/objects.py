@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -83,7 +84,7 @@ def open_folder(uri: str, *, seconds: float) -> ObjectFolder:
     return FsspecObjects.of(uri)
 
 
-@attrs.frozen
+@attrs.frozen(slots=False)
 class FsspecObjects:
     """A folder that a package of fsspec opens.
 
@@ -91,9 +92,7 @@ class FsspecObjects:
     compared.
     """
 
-    url: str
-    _system: Any
-    _root: str
+    _uri: str = attrs.field(repr=False)
 
     @classmethod
     def of(cls, uri: str) -> "FsspecObjects":
@@ -105,14 +104,35 @@ class FsspecObjects:
         import fsspec
 
         try:
-            system, root = fsspec.core.url_to_fs(uri)
-        except (ValueError, ImportError, TypeError) as error:
+            fsspec.get_filesystem_class(uri.partition("://")[0].partition("::")[0])
+        except (ValueError, ImportError) as error:
             raise CheckpointError(
                 f"{shown(uri)}: no folder of checkpoints can be there ({shown(str(error))}); use a "
                 "folder, s3://bucket/prefix, or an address that an installed package of fsspec "
                 "knows"
             ) from error
-        return cls(shown(uri).rstrip("/"), system, root.rstrip("/"))
+        return cls(uri)
+
+    @property
+    def url(self) -> str:
+        """See ``ObjectFolder``."""
+        return shown(self._uri).rstrip("/")
+
+    @cached_property
+    def _opened(self) -> tuple[Any, str]:
+        """The file system and the folder's path in it; some packages connect here."""
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(self._uri)
+        return system, root.rstrip("/")
+
+    @property
+    def _system(self) -> Any:  # noqa: ANN401 - each package has a class of its own
+        return self._opened[0]
+
+    @property
+    def _root(self) -> str:
+        return self._opened[1]
 
     def sizes(self, below: str = "") -> dict[str, int]:
         """See ``ObjectFolder``."""
@@ -128,9 +148,9 @@ class FsspecObjects:
 
     def put(self, name: str, content: Path | bytes, entry: FileEntry) -> None:  # noqa: ARG002
         """See ``ObjectFolder``; what arrived is compared by whoever asks for ``entry``."""
-        path = self._path(name)
         with self._asking("store", name):
             reach("remote.put")
+            path = self._path(name)
             self._system.makedirs(path.rpartition("/")[0], exist_ok=True)
             with self._system.open(path, "wb") as target:
                 if isinstance(content, bytes):

@@ -35,6 +35,7 @@ def problems(fields: Mapping[str, Any]) -> list[Problem]:
             _names,
             _sharding,
             _precision,
+            _remote_places,
         )
         for problem in check(fields)
     ]
@@ -93,6 +94,19 @@ def _durations(fields: Mapping[str, Any]) -> Iterator[Problem]:
         duration = fields.get(name)
         if isinstance(duration, Duration) and duration.value == 0:
             yield (name,), f"must be longer than 0, got '{duration}'"
+
+
+def _remote_places(fields: Mapping[str, Any]) -> Iterator[Problem]:
+    from foundry_sdk.checkpoint.objects import is_uri, open_folder
+    from foundry_sdk.errors import CheckpointError
+
+    for name in ("save_folder", "load_path"):
+        place = fields.get(name)
+        if place is not None and is_uri(place):
+            try:
+                open_folder(place, seconds=1.0)  # asks nothing of the store
+            except CheckpointError as error:
+                yield (name,), str(error)
 
 
 def _lengths(fields: Mapping[str, Any]) -> Iterator[Problem]:
@@ -175,7 +189,14 @@ def _names(fields: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _sharding(fields: Mapping[str, Any]) -> Iterator[Problem]:
     sharding = fields.get("fsdp_config")
-    if sharding is not None and sharding.activation_cpu_offload:
+    if sharding is None:
+        return
+    if sharding.activation_checkpointing_policy != "full" and not sharding.activation_checkpointing:
+        yield (
+            ("fsdp_config", "activation_checkpointing_policy"),
+            "without effect: activation_checkpointing is false",
+        )
+    if sharding.activation_cpu_offload:
         yield (
             ("fsdp_config", "activation_cpu_offload"),
             "not supported here; use activation_checkpointing",

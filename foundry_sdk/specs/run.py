@@ -47,11 +47,18 @@ class AlgorithmsSpec:
 
 @attrs.frozen(kw_only=True)
 class FSDPSpec:
-    """``fsdp_config:`` with the reference's names."""
+    """``fsdp_config:`` with the reference's names.
+
+    Attributes:
+        activation_checkpointing_policy: what is made again in the backward pass: ``full``,
+            everything within a block; ``selective``, all but the outputs of its linear layers,
+            which takes more memory and less time.
+    """
 
     sharding_strategy: ShardingStrategy = "FULL_SHARD"
     mixed_precision: MixedPrecision = "DEFAULT"
     activation_checkpointing: bool = False
+    activation_checkpointing_policy: Literal["full", "selective"] = "full"
     activation_checkpointing_reentrant: bool = False
     activation_cpu_offload: bool = False
     cpu_offload: bool = False
@@ -153,13 +160,13 @@ class RunSpec:
         eval_subset_num_batches: batches of each evaluation; -1 = all.
         run_name: name of the run's folder.
         run_root: where runs are kept.
-        save_folder: where checkpoints go.
+        save_folder: where checkpoints go: a folder, or a URI such as ``s3://bucket/prefix``.
         save_interval: between checkpoints; one is also made at the end.
         save_num_checkpoints_to_keep: the newest that are kept; -1 = all.
-        save_overwrite: go on although the folder has checkpoints of a later step.
+        save_overwrite: start anew where there are checkpoints; later ones are deleted.
         save_weights_only: leave out optimizer, data position and random state.
         autoresume: go on from the newest whole checkpoint of the run, if there is one.
-        load_path: a checkpoint to begin from.
+        load_path: a checkpoint to begin from: a folder, or a URI.
         load_weights_only: take only its weights.
         load_strict_model_weights: names and shapes must match exactly.
         progress_bar: show one where the output is a terminal.

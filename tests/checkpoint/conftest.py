@@ -192,5 +192,6 @@ def bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Buc
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret-key")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3_server.release.clear()
     yield Bucket(s3_server, f"b{uuid.uuid4().hex}")
     s3_server.fault = lambda method, path: None

@@ -101,8 +101,11 @@ def test_a_flipped_byte_is_passed_over_with_its_reason(*, bucket, places, name, 
     stored(places[0], bucket.uri, 1, 2)
     (key,) = (key for key in sorted(bucket.keys()) if f"step-000002/{name}" in key)
     bucket.flip(key, random.Random(0).randrange(10**6))  # noqa: S311
+    bucket.server.seen.clear()
     other = opened(places[1], bucket.uri)
     assert_newest(other, 1)
+    fetched = bucket.server.seen.count(("GET", f"/{bucket.name}/{key}"))
+    assert fetched == (1 if name == "manifest.json" else 2), "one more try, and no more"
     (skipped,) = other.skipped
     assert key.rsplit("/", 1)[-1] in skipped.reason
     assert "damaged" in skipped.reason
@@ -203,6 +206,10 @@ def test_a_server_that_never_answers_ends_at_the_deadline(bucket, places):
     with pytest.raises(RemoteStoreError):
         slow.prepare()
     slow.close()
+    store._remote = slow._remote.__class__(slow._remote.objects, patient(deadline=0.4))
+    save(store, 1)
+    with pytest.raises(CheckpointWriteError, match="step-000001: not stored"):
+        store.finish()
     store.close()
     bucket.server.release.set()
 

@@ -25,6 +25,8 @@ Reader = Callable[..., tuple[PretrainSpec, tuple[str, ...]]]
         (["eval_subset_num_batches=0"], "eval_subset_num_batches: must be >= 1, or -1 for all"),
         (["eval_subset_num_batches=-2"], "eval_subset_num_batches: must be >= 1, or -1"),
         (["save_num_checkpoints_to_keep=0"], "save_num_checkpoints_to_keep: must be >= 1, or -1"),
+        (["save_folder=nonsense://a/b"], "save_folder: nonsense://a/b: no folder of checkpoints"),
+        (["load_path=s3://k:hush@b/c"], "load_path: an s3:// address of checkpoints is s3://buc"),
         (["save_interval=0"], "save_interval: must be longer than 0, got '0ep'"),
         (["console_log_interval=0ba"], "console_log_interval: must be longer than 0"),
         (["max_duration=0ba", "scheduler.t_warmup=0ba"], "max_duration: must be longer than 0"),
