@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -117,7 +116,6 @@ def test_a_folder_without_the_right_to_write(foundry, material):
 
 HOLD = """
 import sys
-from pathlib import Path
 from foundry_sdk.lock import FolderLock
 folder = Path(sys.argv[1])
 folder.mkdir(parents=True)
@@ -129,7 +127,7 @@ sys.stdin.read()
 
 @pytest.mark.usefixtures("no_model")
 def test_a_run_that_another_process_is_at_is_named_with_it(foundry, material):
-    folder: Path = material.folder / "runs/run"
+    folder = material.folder / "runs/run"
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as holder:
