@@ -1,6 +1,5 @@
 """From a spec to everything that the loop needs."""
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from foundry_sdk.training.float8 import convert_blocks
 from foundry_sdk.training.microbatch import Microbatching, first_size
 from foundry_sdk.training.objective import Objective
 from foundry_sdk.training.plan import BatchPlan, steps_of
+from foundry_sdk.training.recompute import checkpoint_activations
 from foundry_sdk.training.runtime import Runtime
 from foundry_sdk.training.state import TrainState
 from foundry_sdk.training.weights import ComputeWeights
@@ -151,7 +151,7 @@ def _model(
             model, spec.fp8_config or Float8Spec(), runtime.device
         )
     core = Objective(model, _loss(spec, model, runtime, choices).build())
-    _checkpoint_activations(spec, model)
+    checkpoint_activations(model, spec.fsdp_config)
     _compile(spec.compile_config, model, runtime, choices)
     objective = runtime.prepare(core, model.blocks())
     if runtime.sharded:
@@ -218,24 +218,6 @@ def _loss(
         return CrossEntropySpec()
     choices["loss"] = "fused_crossentropy"
     return FusedCrossEntropySpec()
-
-
-def _checkpoint_activations(spec: RunSpec, model: LanguageModel) -> None:
-    """Have each block's activations recomputed in backward.
-
-    The forward is replaced instead of the module, so that parameter names stay as they are.
-    """
-    from torch.utils.checkpoint import checkpoint
-
-    if spec.fsdp_config is None or not spec.fsdp_config.activation_checkpointing:
-        return
-    blocks = model.recomputed_blocks()
-    if not blocks:
-        raise SpecError(
-            "fsdp_config.activation_checkpointing: this model has no blocks to recompute"
-        )
-    for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def _compile(
