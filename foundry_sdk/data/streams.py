@@ -305,7 +305,7 @@ def _local_folder(name: str, spec: StreamSpec, cache_dir: Path | None) -> Path:
     # Nodes may share the run's folder, but each fetches its own shards.
     local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     node = int(os.environ.get("RANK", "0")) // local_ranks
-    return cache_dir / f"node-{node}" / re.sub(r"[^\w.-]", "_", name)
+    return cache_dir / f"node-{node}" / re.sub(r"[^\w.-]|^\.+", "_", name)
 
 
 def _true_remote(remote: str | None, folder: Path) -> str | None:

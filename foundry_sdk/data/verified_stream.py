@@ -9,7 +9,8 @@ from typing import Any, Final
 from foundry_sdk.data.card import CARD_NAME, DataCard
 from foundry_sdk.data.index import INDEX_NAME, MDSIndex, ShardFile, missing_index, read_index
 from foundry_sdk.data.integrity import OFF, Problem, check_file, expected_digest
-from foundry_sdk.data.mds import import_streaming
+from foundry_sdk.data.mds import import_streaming, write_file
+from foundry_sdk.data.unpacking import unpack
 from foundry_sdk.errors import DataError
 from foundry_sdk.faultpoints import reach
 
@@ -116,6 +117,18 @@ class VerifiedStream(_Stream):  # type: ignore[misc]  # untyped library
             raise DataError(f"{path}: the shard cannot be unpacked ({error}){advice}") from error
         self.check(self._files[raw.basename], fetch_again=False)
         return grown
+
+    def _decompress_shard_part(
+        self, _: object, zip_filename: str, raw_filename: str, compression: str | None
+    ) -> None:
+        """Unpack a shard whose digest was compared, into no more than its index says."""
+        raw = Path(raw_filename)
+        if compression is None:
+            raise ValueError("a packed shard without a compression")
+        packed = Path(zip_filename).read_bytes()
+        write_file(raw, unpack(compression, packed, self._files[raw.name].bytes))
+        if not self.safe_keep_zip:
+            os.remove(zip_filename)
 
     def check(self, file: ShardFile, *, fetch_again: bool) -> None:
         """Compare a file with its digest; only the process that prepares its shard does this.

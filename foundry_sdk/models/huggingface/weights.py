@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -17,6 +18,7 @@ from foundry_sdk.models.init import copy_shard
 
 _INDEX: Final = "model.safetensors.index.json"
 _SINGLE: Final = "model.safetensors"
+_FILE_NAME: Final = re.compile(r"[^/\\\0:]+\.safetensors")
 _SHOWN: Final = 5
 _log = logging.getLogger(__name__)
 
@@ -48,13 +50,16 @@ class WeightFiles:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor; reads headers only."""
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         shapes: dict[str, tuple[int, ...]] = {}
         for file, names in self._by_file(self.places):
-            with safe_open(file, framework="pt") as opened:
-                for name in names:
-                    shapes[name] = tuple(opened.get_slice(name).get_shape())
+            try:
+                with safe_open(file, framework="pt") as opened:
+                    for name in names:
+                        shapes[name] = tuple(opened.get_slice(name).get_shape())
+            except SafetensorError as error:
+                raise SpecError(f"model: {file} is damaged: {error}") from error
         return shapes
 
     def read(self, wanted: Mapping[str, tuple[slice, ...] | None]) -> Iterator[tuple[str, Tensor]]:
@@ -152,7 +157,7 @@ def _places(folder: Path, name: str) -> dict[str, str]:
 
     index = folder / _INDEX
     if index.is_file():
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        places = _weight_map(index)
         absent = sorted(file for file in set(places.values()) if not (folder / file).is_file())
         if absent:
             raise SpecError(f"model: {folder} lacks {', '.join(absent)}, which {_INDEX} names")
@@ -175,6 +180,28 @@ def _places(folder: Path, name: str) -> dict[str, str]:
         f"model: {folder} has no weights ({_SINGLE}); set model.pretrained: false to begin with "
         "new ones"
     )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the file of each tensor; only files of that folder, whatever the index says.
+
+    Raises:
+        SpecError: it is no index, or names something else.
+    """
+    try:
+        values = json.loads(index.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"model: {index} is damaged: {error}") from error
+    places = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise SpecError(f"model: {index} has no weight_map")
+    for name, file in places.items():
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            raise SpecError(
+                f"model: {index}: {name!r} lies in {file!r}; expected the name of a .safetensors "
+                "file of this folder"
+            )
+    return places
 
 
 def _load_converted(module: Any, folder: Path, targets: Mapping[str, Tensor]) -> None:  # noqa: ANN401
