@@ -1,21 +1,12 @@
 """Which transformers architecture computes the same function as an MPT, and its tensors."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
 from foundry_sdk.errors import ExportError
-from foundry_sdk.export.layouts import (
-    Tensors,
-    gpt2_tensors,
-    gpt_neox_tensors,
-    llama_tensors,
-    mpt_tensors,
-    own_tensors,
-)
-from foundry_sdk.export.source import Source
+from foundry_sdk.models.mpt.layouts import LAYOUTS, Counterpart, own_layout
 from foundry_sdk.models.mpt.spec import MPTSpec
 
 _ACTIVATIONS: Final = {
@@ -32,6 +23,9 @@ _ACTIVATIONS: Final = {
 }
 """Names of ``torch.nn.functional`` and transformers' for the same function."""
 
+_Nearest = tuple[str, dict[str, Any], list[str]]
+"""Name and config of an architecture, and what keeps it from being equal."""
+
 
 @attrs.frozen(kw_only=True)
 class Architecture:
@@ -40,16 +34,19 @@ class Architecture:
     Attributes:
         name: such as ``GPT2LMHeadModel``.
         config: of ``config.json``, without token ids.
-        tensors: yields names and functions that make the tensors, from a ``Source``.
-        folded: whether weights were multiplied by a factor, which rounds them once more.
+        tensors: all of them.
         code: a modelling file that the architecture needs, to be copied beside the weights.
     """
 
     name: str
     config: dict[str, Any]
-    tensors: Callable[[Source], Tensors]
-    folded: bool
+    tensors: tuple[Counterpart, ...]
     code: Path | None = None
+
+    @property
+    def folded(self) -> bool:
+        """Whether weights are multiplied by a factor, which rounds them once more."""
+        return any(block.factor != 1.0 for each in self.tensors for block in each.blocks)
 
 
 def architecture_of(spec: MPTSpec) -> Architecture:
@@ -66,16 +63,16 @@ def architecture_of(spec: MPTSpec) -> Architecture:
         choose = _mpt
     else:
         choose = _gpt2
-    found, obstacles = choose(spec)
+    name, config, obstacles = choose(spec)
     obstacles = [*_obstacles_everywhere(spec), *obstacles]
     if obstacles:
         raise ExportError(
-            f"no transformers architecture computes the same as this model; {found.name} is the "
+            f"no transformers architecture computes the same as this model; {name} is the "
             "nearest, but:\n"
             + "\n".join(f"  {obstacle}" for obstacle in obstacles)
             + "\ncustom code (--custom-code) can be exported beside the weights instead"
         )
-    return found
+    return Architecture(name=name, config=config, tensors=LAYOUTS[name](spec))
 
 
 def custom_architecture(spec: MPTSpec) -> Architecture:
@@ -90,7 +87,7 @@ def custom_architecture(spec: MPTSpec) -> Architecture:
         "mpt": attrs.asdict(spec),
     }
     return Architecture(
-        name="FoundryMPTForCausalLM", config=config, tensors=own_tensors, folded=False, code=code
+        name="FoundryMPTForCausalLM", config=config, tensors=own_layout(spec), code=code
     )
 
 
@@ -152,12 +149,7 @@ def _rope(spec: MPTSpec) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling, "rope_parameters": parameters}
 
 
-def _folded(spec: MPTSpec, *, scale_is_native: bool = False) -> bool:
-    scaled = Source(spec=spec, get=lambda _: None).query_factor != 1.0
-    return spec.logit_factor != 1.0 or (scaled and not scale_is_native)
-
-
-def _mpt(spec: MPTSpec) -> tuple[Architecture, list[str]]:
+def _mpt(spec: MPTSpec) -> _Nearest:
     obstacles = _plain_shape(spec)
     if not spec.no_bias or spec.qkv_bias:
         obstacles.append("model.no_bias: its layers have no bias, and ALiBi exists only there")
@@ -186,15 +178,10 @@ def _mpt(spec: MPTSpec) -> tuple[Architecture, list[str]]:
             "softmax_scale": spec.attn_config.softmax_scale,
         },
     }
-    return Architecture(
-        name="MptForCausalLM",
-        config=config,
-        tensors=mpt_tensors,
-        folded=_folded(spec, scale_is_native=True),
-    ), obstacles
+    return "MptForCausalLM", config, obstacles
 
 
-def _gpt2(spec: MPTSpec) -> tuple[Architecture, list[str]]:
+def _gpt2(spec: MPTSpec) -> _Nearest:
     activation, unknown = _activation(spec)
     obstacles = _plain_shape(spec) + _no_clip(spec) + unknown
     if not spec.learned_positions:
@@ -213,12 +200,10 @@ def _gpt2(spec: MPTSpec) -> tuple[Architecture, list[str]]:
         "embd_pdrop": spec.emb_pdrop,
         "attn_pdrop": spec.attn_config.attn_pdrop,
     }
-    return Architecture(
-        name="GPT2LMHeadModel", config=config, tensors=gpt2_tensors, folded=_folded(spec)
-    ), obstacles
+    return "GPT2LMHeadModel", config, obstacles
 
 
-def _gpt_neox(spec: MPTSpec) -> tuple[Architecture, list[str]]:
+def _gpt_neox(spec: MPTSpec) -> _Nearest:
     activation, unknown = _activation(spec)
     rope = _rope(spec)
     config = {
@@ -242,12 +227,10 @@ def _gpt_neox(spec: MPTSpec) -> tuple[Architecture, list[str]]:
     }
     if config["rope_scaling"] is not None:
         config["rope_scaling"] = config["rope_parameters"]
-    return Architecture(
-        name="GPTNeoXForCausalLM", config=config, tensors=gpt_neox_tensors, folded=_folded(spec)
-    ), _plain_shape(spec) + _no_clip(spec) + unknown
+    return "GPTNeoXForCausalLM", config, _plain_shape(spec) + _no_clip(spec) + unknown
 
 
-def _llama(spec: MPTSpec) -> tuple[Architecture, list[str]]:
+def _llama(spec: MPTSpec) -> _Nearest:
     activation, unknown = _activation(spec)
     obstacles = _no_clip(spec) + unknown
     if spec.d_model % spec.n_heads:
@@ -271,6 +254,4 @@ def _llama(spec: MPTSpec) -> tuple[Architecture, list[str]]:
     }
     if config["rope_scaling"] is not None:
         config["rope_scaling"] = config["rope_parameters"]
-    return Architecture(
-        name="LlamaForCausalLM", config=config, tensors=llama_tensors, folded=_folded(spec)
-    ), obstacles
+    return "LlamaForCausalLM", config, obstacles

@@ -21,7 +21,6 @@ from foundry_sdk.models.language_model import LanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-CERTIFICATE: Final = "certificate.json"
 TEXTS: Final = (
     "The capital of France is",
     "def add(a, b):\n    return",
@@ -52,6 +51,8 @@ class Certificate:
         ties: prompts whose continuation parted where our two best logits were equally good.
         versions: of the packages in the clean process.
         sha256: of every exported file.
+        mpt: the whole spec of the MPT that was exported, from which ``mpt_causal_lm`` goes on;
+            None of other models.
     """
 
     architecture: str
@@ -66,6 +67,7 @@ class Certificate:
     ties: int
     versions: Mapping[str, str]
     sha256: Mapping[str, str]
+    mpt: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""

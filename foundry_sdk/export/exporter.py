@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
+import attrs
 import torch
 
 from foundry_sdk.errors import ExportError
 from foundry_sdk.export.architectures import architecture_of, custom_architecture
 from foundry_sdk.export.certificate import (
-    CERTIFICATE,
     ROUNDED_TOLERANCE,
     TOLERANCE,
     Certificate,
@@ -26,9 +26,9 @@ from foundry_sdk.export.files import (
     write_weights,
 )
 from foundry_sdk.export.huggingface import write_transformers
-from foundry_sdk.export.source import Source
 from foundry_sdk.export.trained import load_trained
 from foundry_sdk.models.huggingface.model import HFModel
+from foundry_sdk.models.mpt.exported import CERTIFICATE
 from foundry_sdk.models.mpt.model import MPT
 
 if TYPE_CHECKING:
@@ -110,9 +110,8 @@ def export_weights(
     tolerance = ROUNDED_TOLERANCE if architecture.folded and precision != "fp32" else TOLERANCE
     with _whole_or_not(target) as temporary:
         parameters = dict(rounded.named_parameters())
-        source = Source(spec=model.spec, get=parameters.get)
         tensors = write_weights(
-            temporary, architecture, source, dtype=dtype, shard_bytes=shard_bytes
+            temporary, architecture, parameters, dtype=dtype, shard_bytes=shard_bytes
         )
         write_config(temporary, architecture, tied=tied, dtype=dtype, tokenizer=tokenizer)
         comparison = compare(
@@ -136,6 +135,7 @@ def export_weights(
             ties=comparison.ties,
             versions=comparison.versions,
             sha256=digests(temporary),
+            mpt=attrs.asdict(model.spec),
         )
         write_json(temporary / CERTIFICATE, certificate.to_dict())
     return certificate

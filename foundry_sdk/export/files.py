@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from foundry_sdk.export.architectures import Architecture
-from foundry_sdk.export.source import Source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,31 +23,32 @@ _INDEX: Final = "model.safetensors.index.json"
 def write_weights(
     folder: Path,
     architecture: Architecture,
-    source: Source,
+    parameters: Mapping[str, Tensor],
     *,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
 ) -> dict[str, list[int]]:
     """Write every tensor of ``architecture`` and return its name and shape.
 
-    One shard is in memory at a time, besides the source.
+    One shard is in memory at a time, besides the parameters.
 
     Args:
         folder: an existing one.
         architecture: names the tensors.
-        source: gives their values.
+        parameters: of the MPT, by name.
         dtype: of the files.
         shard_bytes: a file that would be larger is split.
     """
     from safetensors.torch import save_file
 
-    shapes = _shapes(architecture, source)
+    shapes = {each.name: list(each.shape) for each in architecture.tensors}
     shards = _shards(shapes, dtype.itemsize, shard_bytes)
     names = {name: file for file, group in shards.items() for name in group}
     waiting: dict[str, Tensor] = {}
-    for name, make in architecture.tensors(source):
-        waiting[name] = make().detach().to(device="cpu", dtype=dtype).contiguous().clone()
-        file = names[name]
+    for each in architecture.tensors:
+        made = each.make(parameters).detach().to(device="cpu", dtype=dtype)
+        waiting[each.name] = made.contiguous().clone()
+        file = names[each.name]
         if len(waiting) == len(shards[file]):
             save_file(waiting, folder / file, metadata={"format": "pt"})
             waiting = {}
@@ -99,14 +99,6 @@ def digests(folder: Path) -> dict[str, str]:
         with path.open("rb") as file:
             found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
-
-
-def _shapes(architecture: Architecture, source: Source) -> dict[str, list[int]]:
-    """Return each tensor's shape without making its values."""
-    meta = source.spec.build(device="meta")
-    parameters = dict(meta.named_parameters())
-    shapes = Source(spec=source.spec, get=parameters.get)
-    return {name: list(make().shape) for name, make in architecture.tensors(shapes)}
 
 
 def _shards(

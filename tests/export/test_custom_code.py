@@ -11,7 +11,6 @@ from foundry_sdk.batch import Batch
 from foundry_sdk.export.architectures import custom_architecture
 from foundry_sdk.export.exporter import export_weights
 from foundry_sdk.export.files import write_config, write_weights
-from foundry_sdk.export.source import Source
 from foundry_sdk.models.mpt.model import MPT
 from foundry_sdk.models.mpt.options import (
     AttentionTemperatureSpec,
@@ -92,8 +91,8 @@ def test_the_copied_code_computes_the_same_logits_cached_and_padded(
     out = tmp_path / "".join(letter for letter in case if letter.isalnum())
     out.mkdir()
     architecture = custom_architecture(spec)
-    source = Source(spec=spec, get=dict(model.named_parameters()).get)
-    write_weights(out, architecture, source, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    write_weights(out, architecture, parameters, dtype=torch.float32)
     tied = spec.tie_word_embeddings
     write_config(out, architecture, tied=tied, dtype=torch.float32, tokenizer=None)
     loaded = transformers.AutoModelForCausalLM.from_pretrained(

@@ -18,7 +18,6 @@ from foundry_sdk.export.architectures import architecture_of
 from foundry_sdk.export.certificate import compare
 from foundry_sdk.export.exporter import export_model, export_weights
 from foundry_sdk.export.files import write_config, write_weights
-from foundry_sdk.export.source import Source
 from foundry_sdk.export.trained import load_trained
 from foundry_sdk.models.mpt.model import MPT
 from foundry_sdk.models.mpt.options import (
@@ -115,8 +114,8 @@ def test_transformers_computes_the_same_logits(
     model = filled(spec)
     architecture = architecture_of(spec)
     assert architecture.name == name
-    source = Source(spec=spec, get=dict(model.named_parameters()).get)
-    write_weights(tmp_path, architecture, source, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    write_weights(tmp_path, architecture, parameters, dtype=torch.float32)
     write_config(
         tmp_path,
         architecture,
@@ -195,12 +194,17 @@ def test_an_export_is_certified_in_shards_and_sixteen_bits(
     assert [p.name for p in out.parent.iterdir()] == ["export"]
     loaded = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert loaded.dtype == torch.bfloat16
+    begun = MPTSpec(pretrained_model_name_or_path=str(out)).build(device="cpu")
+    begun.init_weights(0)
+    assert begun.spec.logit_scale == 0.5
+    for name, value in begun.named_parameters():
+        assert torch.equal(value, before[name].bfloat16().float()), name
 
 
 def exported(model: MPT, tmp_path: Path) -> dict[str, list[int]]:
     architecture = architecture_of(model.spec)
-    source = Source(spec=model.spec, get=dict(model.named_parameters()).get)
-    tensors = write_weights(tmp_path, architecture, source, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    tensors = write_weights(tmp_path, architecture, parameters, dtype=torch.float32)
     write_config(tmp_path, architecture, tied=True, dtype=torch.float32, tokenizer=None)
     return tensors
 

@@ -20,7 +20,6 @@ from foundry_sdk.errors import CheckpointError, DeviceMemoryError, SpecError
 from foundry_sdk.export.architectures import architecture_of, custom_architecture
 from foundry_sdk.export.exporter import export_transformers
 from foundry_sdk.export.files import write_config, write_weights
-from foundry_sdk.export.source import Source
 from foundry_sdk.export.writing import open_writer
 from foundry_sdk.models.generation import encode
 from foundry_sdk.models.huggingface.causal_lm import HFCausalLM
@@ -180,8 +179,8 @@ def test_an_exported_mpt_is_our_own(custom: bool, tmp_path: Path, tokenizer: Any
     model = spec.build(device="cpu")
     model.init_weights(2)
     architecture = custom_architecture(spec) if custom else architecture_of(spec)
-    source = Source(spec=spec, get=dict(model.named_parameters()).get)
-    write_weights(tmp_path, architecture, source, dtype=torch.float32)
+    parameters = dict(model.named_parameters())
+    write_weights(tmp_path, architecture, parameters, dtype=torch.float32)
     write_config(tmp_path, architecture, tied=True, dtype=torch.float32, tokenizer=tokenizer)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=custom)
     assert isinstance(open_writer(tmp_path, device="cpu").reader, CachedReader)

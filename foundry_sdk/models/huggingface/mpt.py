@@ -202,7 +202,8 @@ def _fields(values: Mapping[str, Any], cls: type, path: str) -> dict[str, Any]:
 
     known = {field.alias or field.name for field in attrs.fields(cls)}
     # what every config of transformers has says nothing of an MPT, which has names of its own
-    silent = _ABOUT_FILES | (set(PretrainedConfig().to_dict()) - known)
+    silent = _ABOUT_FILES if cls is MPTSpec else _ABOUT_FILES - known
+    silent = silent | (set(PretrainedConfig().to_dict()) - known)
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = _RENAMED.get(key, key)

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
@@ -19,9 +19,15 @@ from foundry_sdk.models.huggingface.mpt import (
 )
 from foundry_sdk.models.huggingface.source import find_source
 from foundry_sdk.models.huggingface.spec import HFCausalLMSpec
+from foundry_sdk.models.huggingface.weights import WeightFiles
+from foundry_sdk.models.mpt.exported import read_counterparts, read_record
+from foundry_sdk.models.mpt.layouts import LAYOUTS
 from foundry_sdk.models.mpt.model import MPT
 from foundry_sdk.models.mpt.options import AttentionSpec
 from foundry_sdk.models.mpt.spec import MPTSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _CHECKPOINTS: Final = "checkpoints"
 _NAME: Final = "model.pretrained_model_name_or_path"
@@ -44,11 +50,13 @@ class Origin:
         spec: the whole description, that of the folder with the training options of the asker.
         folder: of the files, or of the checkpoint.
         layout: ``files``: safetensors beside a ``config.json``; ``checkpoint``: one of a run.
+        architecture: class of transformers whose names and shapes the files have; None = our own.
     """
 
     spec: MPTSpec
     folder: Path
     layout: Literal["files", "checkpoint"]
+    architecture: str | None = None
 
 
 class ContinuedMPT(MPT):
@@ -81,6 +89,36 @@ class ContinuedMPT(MPT):
         return _choices(self.spec, self._checkpoint)
 
 
+class ConvertedMPT(MPT):
+    """An MPT whose weights come from an export as another architecture.
+
+    Args:
+        spec: the whole description.
+        folder: of the export.
+        architecture: class of transformers that its files are of.
+        device: ``"cpu"``, ``"cuda"``, ``"meta"`` …; values are not initialised.
+    """
+
+    def __init__(self, spec: MPTSpec, *, folder: Path, architecture: str, device: str) -> None:
+        super().__init__(spec, device=device)
+        self._folder = folder
+        self._architecture = architecture
+
+    def init_weights(self, seed: int) -> None:
+        """Read the weights; of sharded parameters each rank its own part.
+
+        Raises:
+            SpecError: a tensor is missing, left over or of another shape.
+        """
+        del seed
+        layout = LAYOUTS[self._architecture](self.spec)
+        read_counterparts(WeightFiles(self._folder), layout, dict(self.named_parameters()))
+
+    def choices(self) -> dict[str, str]:
+        """Say where the weights are from, and which attention it has."""
+        return _choices(self.spec, self._folder)
+
+
 class ReadMPT(ImportedMPT):
     """An MPT whose weights come from files beside a ``config.json``."""
 
@@ -98,6 +136,10 @@ def build_pretrained(asked: MPTSpec, *, device: str) -> MPT:
     origin = find_origin(asked)
     if origin.layout == "checkpoint" and asked.pretrained:
         return ContinuedMPT(origin.spec, checkpoint=origin.folder, device=device)
+    if origin.architecture is not None and asked.pretrained:
+        return ConvertedMPT(
+            origin.spec, folder=origin.folder, architecture=origin.architecture, device=device
+        )
     folder = origin.folder if asked.pretrained else None
     return ReadMPT(origin.spec, folder=folder, device=device)
 
@@ -111,7 +153,8 @@ def find_origin(asked: MPTSpec) -> Origin:
     name = asked.pretrained_model_name_or_path
     if name is None:
         raise ValueError("the spec names no folder")
-    place = Path(name).expanduser()
+    place, architecture = Path(name).expanduser(), None
+    values: Mapping[str, Any]
     if place.is_dir() and not (place / "config.json").is_file():
         folder, values = _of_run(place)
         layout: Literal["files", "checkpoint"] = "checkpoint"
@@ -120,9 +163,18 @@ def find_origin(asked: MPTSpec) -> Origin:
             pretrained_model_name_or_path=name, pretrained=asked.pretrained, revision=asked.revision
         )
         folder, layout = find_source(named).folder, "files"
-        values = read_config(folder)
+        record = read_record(folder)
+        if record is None:
+            values = read_config(folder)
+        else:
+            values, architecture = record.values, record.architecture
     described = spec_from_values(values, folder, f"{folder}: the config's model")
-    return Origin(spec=_joined(asked, described, folder), folder=folder, layout=layout)
+    return Origin(
+        spec=_joined(asked, described, folder),
+        folder=folder,
+        layout=layout,
+        architecture=architecture,
+    )
 
 
 def _of_run(place: Path) -> tuple[Path, dict[str, Any]]:
