@@ -3,9 +3,14 @@
 The public names are found when they are first used, so that importing this package is quick.
 """
 
+import os
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
+
+# Read where the libraries are imported that would else report how they are used.
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from foundry_sdk.batch import IGNORE_INDEX as IGNORE_INDEX

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,9 +39,21 @@ class S3Folder:
         return f"s3://{self.bucket}/{self.prefix}"
 
     def staging(self) -> Path:
-        """Return the local folder for the data until it is uploaded: always the same one."""
+        """Return the local folder for the data until it is uploaded: always the same one.
+
+        Raises:
+            DataError: somebody else has made the folder of this user's data, which all can guess.
+        """
+        own = Path(tempfile.gettempdir()) / f"foundry-{os.getuid()}"
+        own.mkdir(mode=0o700, exist_ok=True)
+        found = own.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise DataError(
+                f"{own}: others can write there or read it, so nothing is converted in it; remove "
+                "it, or set TMPDIR to a folder of your own"
+            )
         name = hashlib.sha256(self.url.encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"foundry-convert-{name}" / "data"
+        return own / f"convert-{name}" / "data"
 
     def clear(self, staging: Path) -> None:
         """Delete the local copy."""
