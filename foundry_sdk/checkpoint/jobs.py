@@ -7,7 +7,7 @@ from typing import Final
 from foundry_sdk.checkpoint.ranks import Ranks, on_every_rank
 from foundry_sdk.errors import FoundryError
 
-_LOOK: Final = 10.0
+_LOOK: Final = 1.0
 """Seconds that a rank waits for its own job before it asks the others about theirs."""
 
 

@@ -103,8 +103,11 @@ class FsspecObjects:
         """
         import fsspec
 
+        scheme = uri.partition("://")[0].partition("::")[0]
         try:
-            fsspec.get_filesystem_class(uri.partition("://")[0].partition("::")[0])
+            if not scheme:
+                raise ValueError("it names no kind of store")
+            fsspec.get_filesystem_class(scheme)
         except (ValueError, ImportError) as error:
             raise CheckpointError(
                 f"{shown(uri)}: no folder of checkpoints can be there ({shown(str(error))}); use a "

@@ -90,6 +90,7 @@ def test_the_manifest_is_stored_last_and_deleted_first(bucket, places):
     assert committed < bucket.server.seen.index(("DELETE", deleted[0]))
 
 
+@pytest.mark.slow
 def test_two_stay_on_the_disk_and_all_in_the_store(bucket, places):
     stored(places[0], bucket.uri, 1, 2, 3, 4, 5)
     assert bucket.whole() == [1, 2, 3, 4, 5]
@@ -199,14 +200,14 @@ def test_a_failed_copy_is_told_and_tried_again_with_the_next_save(bucket, places
 def test_a_server_that_never_answers_ends_at_the_deadline(bucket, places):
     store = opened(places[0], bucket.uri)
     store.prepare()
-    slow = opened(places[1], bucket.uri, deadline=0.4, attempts=100)
+    slow = opened(places[1], bucket.uri, deadline=0.2, attempts=100)
     bucket.server.fault = lambda method, path: "hang"
     with pytest.raises(RemoteStoreError, match=r"s3://.*(no answer|given up|Read timeout)"):
         slow.newest()
     with pytest.raises(RemoteStoreError):
         slow.prepare()
     slow.close()
-    store._remote = slow._remote.__class__(slow._remote.objects, patient(deadline=0.4))
+    store._remote = slow._remote.__class__(slow._remote.objects, patient(deadline=0.2))
     save(store, 1)
     with pytest.raises(CheckpointWriteError, match="step-000001: not stored"):
         store.finish()
@@ -221,10 +222,12 @@ def test_what_a_store_refuses_is_told_at_once_and_before_any_work(bucket, places
         with pytest.raises(CheckpointError) as raised:
             opened(places[0], uri)
         assert "secret" not in str(raised.value)
-    with pytest.raises(CheckpointError, match="no folder of checkpoints can be there"):
-        opened(places[0], "nonsense://x/y")
+    for uri in ("nonsense://x/y", "://x"):
+        with pytest.raises(CheckpointError, match="no folder of checkpoints can be there"):
+            opened(places[0], uri)
 
 
+@pytest.mark.slow
 def test_an_object_in_parts_is_whole_and_verified(bucket, places, monkeypatch):
     monkeypatch.setattr(bucket_module, "_ONE_REQUEST", 5 * 2**20)
     monkeypatch.setattr(bucket_module, "_PART", 5 * 2**20)
@@ -294,6 +297,7 @@ def test_any_address_of_fsspec(tmp_path, places):
     assert_newest(opened(places[1], uri), 2)
 
 
+@pytest.mark.slow
 def test_later_checkpoints_can_be_discarded_in_both_places(bucket, places):
     store = opened(places[0], bucket.uri)
     save(store, 1, 2, 3)
@@ -398,3 +402,21 @@ def test_a_store_that_fails_to_the_end_fails_every_rank(bucket, places, ranks):
     assert ranks(2, work) == [0, 0]
     assert bucket.whole() == []
     assert "step-000001" in os.listdir(places[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_does_not_wait_for_a_copy_that_hangs(bucket, places, caplog):
+    store = opened(places[0], bucket.uri, deadline=600.0)
+    store.prepare()
+    bucket.server.fault = lambda method, path: "hang" if "step-" in path else None
+    save(store, 1)
+    store.close()  # as in the ``finally`` of a run whose loop raised
+    bucket.server.release.set()
+    assert "is broken off; it is whole in" in caplog.text
+    bucket.server.fault = lambda method, path: None
+    again = opened(places[0], bucket.uri)
+    again.prepare()
+    assert_newest(again, 1)
+    again.finish()
+    again.close()
+    assert bucket.whole() == [1]

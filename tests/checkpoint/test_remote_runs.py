@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,11 @@ _found = importlib.util.spec_from_file_location(
 )
 _train = importlib.util.module_from_spec(_found)
 _found.loader.exec_module(_train)
-material, spec, foundry, losses = _train.material, _train.spec, _train.foundry, _train.losses
+material, spec, losses = _train.material, _train.spec, _train.losses
+foundry, start = _train.foundry, _train.start
+
+
+_oracles = {}
 
 
 @pytest.fixture
@@ -25,10 +30,11 @@ def oracle(spec, tmp_path, foundry, losses):
     """Return a function that gives the losses of a run that nothing happened to."""
 
     def run(nproc):
-        path = spec()
-        done = foundry("train", path, "-n", nproc, "run_name=oracle")
-        assert done.returncode == 0, done.stderr
-        return losses(tmp_path / "runs" / "oracle")
+        if nproc not in _oracles:
+            done = foundry("train", spec(), "-n", nproc, "run_name=oracle")
+            assert done.returncode == 0, done.stderr
+            _oracles[nproc] = losses(tmp_path / "runs" / "oracle")
+        return _oracles[nproc]
 
     return run
 
@@ -124,6 +130,23 @@ def test_a_server_that_dies_later_does_not_stop_training_but_ends_it_with_an_err
     assert 9 in bucket.whole()
 
 
+def test_sigterm_ends_a_run_when_its_last_checkpoint_is_stored(
+    *, bucket, spec, start, losses, tmp_path
+):
+    resume = ("autoresume=true", f"save_folder={bucket.uri}")
+    process = start("train", spec("6000ba"), "-n", 2, *resume, "save_interval=1000ba")
+    run = tmp_path / "runs" / "run"
+    end = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or max(losses(run), default=0) < 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 143, said
+    assert bucket.whole() == [max(losses(run))]
+
+
 def test_load_path_in_a_bucket_begins_another_run(
     *, bucket, train, spec, foundry, tmp_path, losses
 ):
@@ -151,12 +174,16 @@ def test_save_overwrite_replaces_what_an_earlier_run_stored(bucket, spec, foundr
 
 def test_no_secret_reaches_the_run_s_folder(bucket, train, spec, foundry, tmp_path):
     assert train().returncode == 0
-    folder = tmp_path / "stored"
-    uri = f"file://someone:hunter2-secret@{folder}"
-    foundry("train", spec(), "run_name=other", f"save_folder={uri}", "autoresume=true")
-    told = foundry("train", spec(), "run_name=third", "save_folder=s3://key:hunter2-secret@b/run")
-    assert told.returncode != 0
-    assert "hunter2" not in told.stderr + told.stdout
+    done = foundry("train", spec(), "run_name=other", "save_folder=memory://me:hunter2@host/run")
+    assert done.returncode == 0, done.stderr
+    assert "memory://<redacted>@host/run" in (tmp_path / "runs/other/spec.yaml").read_text()
+    bad = foundry("train", spec(), "run_name=third", "save_folder=s3://key:hunter2@b/run")
+    gone = foundry("train", spec(), "run_name=next", "save_folder=ftp://me:hunter2@127.0.0.1:1/run")
+    assert bad.returncode != 0
+    assert gone.returncode != 0
+    assert "127.0.0.1:1/run" in gone.stderr
+    for told in (done, bad, gone):
+        assert "hunter2" not in told.stderr + told.stdout
     for path in (tmp_path / "runs").rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -164,12 +191,15 @@ def test_no_secret_reaches_the_run_s_folder(bucket, train, spec, foundry, tmp_pa
             assert b"hunter2" not in content, path
 
 
-def test_sigkill_at_any_moment_of_the_remote_work(bucket, train, oracle, losses, tmp_path):
-    expected = oracle(1)
+@pytest.mark.parametrize(("nproc", "moments"), [(1, (5, 18, 31)), (2, (9, 27))])
+def test_sigkill_at_any_moment_of_the_remote_work(
+    *, nproc, moments, bucket, train, oracle, losses, tmp_path
+):
+    expected = oracle(nproc)
     run = tmp_path / "runs" / "run"
     seen, kills = {}, 0
-    for nth in (5, 18, 31):
-        killed = train(FOUNDRY_FAULT=f"remote.*:{nth}:kill")
+    for nth in moments:
+        killed = train(nproc=nproc, FOUNDRY_FAULT=f"remote.*:{nth}:kill")
         if run.exists() and (run / "metrics.jsonl").exists():
             for step, loss in losses(run).items():
                 assert expected[step] == loss
@@ -179,7 +209,7 @@ def test_sigkill_at_any_moment_of_the_remote_work(bucket, train, oracle, losses,
         assert killed.returncode == -signal.SIGKILL or killed.returncode > 0
         kills += 1
         shutil.rmtree(run)
-    done = train()
+    done = train(nproc=nproc)
     assert done.returncode == 0, done.stderr
     seen |= losses(run) if (run / "metrics.jsonl").exists() else {}
     assert seen == expected
