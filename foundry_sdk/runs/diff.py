@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import attrs
 
-from foundry_sdk.errors import RunError
+from foundry_sdk.errors import RunFolderError
 from foundry_sdk.loggers.jsonl import METRICS_FILE, MetricsLine, read_metrics
 from foundry_sdk.runs.plot import TRAIN_LOSS
 from foundry_sdk.runs.record import SPEC_FILE, read_run
@@ -78,7 +78,7 @@ def diff_runs(first: Path, second: Path) -> RunDiff:
     """Compare two runs by their folders.
 
     Raises:
-        RunError: a folder holds no run, or its record can't be read.
+        RunFolderError: a folder holds no run, or its record can't be read.
     """
     lines = [read_metrics(path / METRICS_FILE) for path in (first, second)]
     last = [last_values(one) for one in lines]
@@ -169,13 +169,13 @@ def _spec(path: Path) -> Any:  # noqa: ANN401 - a plain document
     try:
         return YAML(typ="safe", pure=True).load(file.read_text("utf-8"))
     except (OSError, ValueError, YAMLError) as error:
-        raise RunError(f"{file}: cannot be read: {error}") from error
+        raise RunFolderError(f"{file}: cannot be read: {error}") from error
 
 
 def _environment(path: Path) -> dict[str, Any]:
     run = read_run(path)
     if run is None:
-        raise RunError(f"{path} holds no run: it has no run.json")
+        raise RunFolderError(f"{path} holds no run: it has no run.json")
     attempt = run["attempts"][-1]
     kept = {key: run[key] for key in ("devices", "data", "seeds", "choices")}
     return {"versions": attempt["versions"], "git": attempt["git"] or {}, **kept}

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import attrs
 
-from foundry_sdk.errors import RunError
+from foundry_sdk.errors import RunError, RunFolderError
 from foundry_sdk.lock import is_locked
 from foundry_sdk.loggers.jsonl import METRICS_FILE, MetricsLine, read_last_metrics
 from foundry_sdk.runs.plot import TRAIN_LOSS
@@ -56,10 +56,10 @@ def list_runs(root: Path, *, now: datetime | None = None) -> list[RunSummary]:
     """Return the runs directly under ``root``, the latest start first.
 
     Raises:
-        RunError: ``root`` is no folder.
+        RunFolderError: ``root`` is no folder.
     """
     if not root.is_dir():
-        raise RunError(f"{root} is no folder of runs; runs are kept under run_root (runs/)")
+        raise RunFolderError(f"{root} is no folder of runs; runs are kept under run_root (runs/)")
     folders = [path for path in sorted(root.iterdir()) if (path / RUN_FILE).is_file()]
     moment = now or datetime.now(UTC)
     summaries = [summarize(path, now=moment) for path in folders]
@@ -98,17 +98,17 @@ def find_run(text: str, *, root: Path = Path("runs")) -> Path:
     """Return the folder of a run that is named by its folder, or by its name under ``root``.
 
     Raises:
-        RunError: there is none; the message has the nearest names.
+        RunFolderError: there is none; the message has the nearest names.
     """
     for path in (Path(text), root / text):
         if (path / RUN_FILE).is_file():
             return path
     if Path(text).is_dir():
-        raise RunError(f"{text} holds no run: it has no {RUN_FILE}")
+        raise RunFolderError(f"{text} holds no run: it has no {RUN_FILE}")
     names = [path.parent.name for path in root.glob(f"*/{RUN_FILE}")] if root.is_dir() else []
     near = difflib.get_close_matches(text, names, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise RunError(f"no run {text!r}, neither as a folder nor under {root}{hint}")
+    raise RunFolderError(f"no run {text!r}, neither as a folder nor under {root}{hint}")
 
 
 def _last(lines: list[MetricsLine], key: str) -> float | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from foundry_sdk.checkpoint.layout import read_manifest, step_folders
-from foundry_sdk.errors import CheckpointError, RunError
+from foundry_sdk.errors import CheckpointError, RunError, RunFolderError
 from foundry_sdk.loggers.jsonl import (
     METRICS_FILE,
     TABLES_FILE,
@@ -49,7 +49,7 @@ def render_report(path: Path) -> str:
     """
     run = read_run(path)
     if run is None:
-        raise RunError(f"{path} holds no run: it has no run.json")
+        raise RunFolderError(f"{path} holds no run: it has no run.json")
     lines = read_metrics(path / METRICS_FILE)
     summary = summarize(path, now=datetime.now(UTC))
     attempt = run["attempts"][-1]

@@ -8,7 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -58,6 +58,8 @@ class S3Folder:
     def clear(self, staging: Path) -> None:
         """Delete the local copy."""
         shutil.rmtree(staging.parent, ignore_errors=True)
+        with suppress(OSError):  # another conversion is in it
+            staging.parent.parent.rmdir()
 
     def names(self) -> list[str]:
         """Return the names of all objects of the folder."""
