@@ -6,6 +6,7 @@ in ``tests/launch/test_topology.py``.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -137,6 +138,46 @@ def test_a_run_that_another_process_is_at_is_named_with_it(foundry, material):
         holder.communicate()
     assert (done.code, len(done.lines)) == (2, 1)
     assert f"process {holder.pid} on host {os.uname().nodename}" in done.err
+
+
+@pytest.mark.usefixtures("no_run")
+def test_a_port_that_is_in_use(foundry, material):
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        done = foundry("train", material.pretrain(), "-n", 2, "--master-port", port)
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert f"--master-port {port}: Address already in use" in done.err
+
+
+NOTHING_THERE = {
+    "train": (["train", "no.yaml"], "no.yaml: no such file (looked from "),
+    "check": (["check", "no.yaml"], "no.yaml: no such file (looked from "),
+    "plan": (["plan", "no.yaml"], "no.yaml: no such file (looked from "),
+    "data check": (["data", "check", "no.yaml"], "no.yaml: no such file (looked from "),
+    "data inspect": (["data", "inspect", "no"], "no: there is no such folder"),
+    "runs": (["runs", "no"], "no is no folder of runs"),
+    "report": (["report", "no"], "no run 'no', neither as a folder nor under runs"),
+    "diff": (["diff", "no", "other"], "no run 'no', neither as a folder nor under runs"),
+    "chat": (["chat", "no"], "no: no such file or folder"),
+    "generate": (["generate", "no", "--prompt", "x"], "no: no such file or folder"),
+    "export": (["export", "no", "out"], "no: no such file or folder"),
+    "data convert json": (
+        ["data", "convert", "json", "--path", "no", "--out-root", "out"],
+        "path: there is no file, folder or match of 'no'",
+    ),
+    "plugins": (["plugins", "--family", "no"], "no component family is named 'no'; known: "),
+}
+
+
+@pytest.mark.usefixtures("no_run")
+@pytest.mark.parametrize("command", NOTHING_THERE)
+def test_what_is_not_there_is_named(command, foundry):
+    words, message = NOTHING_THERE[command]
+    done = foundry(*words)
+    assert (done.code, len(done.lines)) == (2, 1)
+    assert message in done.err
 
 
 RANKS = {
