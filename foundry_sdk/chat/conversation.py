@@ -7,7 +7,8 @@ from typing import Any, Final
 import attrs
 from attrs import validators
 
-from foundry_sdk.chat.template import CHATML, ChatTemplate, Message, find_template
+from foundry_sdk.chat.template import ChatTemplate, Message, find_template
+from foundry_sdk.data.finetuning.chatml import CHATML
 from foundry_sdk.errors import SpecError
 from foundry_sdk.export.exporter import Precision
 from foundry_sdk.export.writing import Writer, open_writer
@@ -219,8 +220,8 @@ def open_chat(
     if template is None and not writer.encoder_decoder:
         raise SpecError(
             f"the tokenizer of {model} has no chat template, so nothing says how a conversation "
-            f"is written for the model. One that was finetuned on chats here has learned ChatML: "
-            f"--chat-template {CHATML}. For another give the file of its Jinja template: "
-            "--chat-template FILE. For one that only continues texts: foundry generate"
+            f"is written for the model. If it has learned ChatML: --chat-template {CHATML}. "
+            "Otherwise give the file of its Jinja template: --chat-template FILE. For one that "
+            "only continues texts: foundry generate"
         )
     return Chat(writer, template, system=system, answering=answering)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import attrs
 
+from foundry_sdk.data.finetuning.chatml import CHATML, CHATML_JINJA
 from foundry_sdk.errors import SpecError
 
 if TYPE_CHECKING:
@@ -14,14 +15,6 @@ if TYPE_CHECKING:
 Message = Mapping[str, str]
 """``role`` (system, user or assistant) and ``content``."""
 
-CHATML: Final = "chatml"
-"""Name of the template that finetuning on chats uses where the tokenizer has none."""
-_CHATML_JINJA: Final = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 _MARK: Final = "cobalt"
 """A text that no template has."""
 
@@ -127,7 +120,7 @@ def find_template(
         SpecError: there is no such file, or the template cannot be used.
     """
     if given == CHATML:
-        return _tried(ChatTemplate(tokenizer=tokenizer, jinja=_CHATML_JINJA, name="ChatML"))
+        return _tried(ChatTemplate(tokenizer=tokenizer, jinja=CHATML_JINJA, name="ChatML"))
     if given is not None:
         file = Path(given).expanduser()
         try:

@@ -14,7 +14,7 @@ from foundry_sdk.errors import FoundryError, SpecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from foundry_sdk.chat.conversation import Chat
+    from foundry_sdk.chat.conversation import Answering, Chat
 
 _HELP = """\
 /reset        forget what was said; the system message stays
@@ -26,6 +26,27 @@ _HELP = """\
 Ctrl-C breaks an answer off; what was written of it stays. A message that begins with / is
 written with two of them."""
 
+_System = Annotated[str | None, typer.Option(help="System message; comes before all others.")]
+_Template = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-template", help="chatml, or a Jinja file; by default the tokenizer's own."
+    ),
+]
+_MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="The most tokens of one answer.")
+]
+_Temperature = Annotated[
+    float, typer.Option(min=0.0, help="Divides the logits; 0 = the most probable token.")
+]
+_TopK = Annotated[int | None, typer.Option("--top-k", min=1, help="Draw from so many tokens.")]
+_TopP = Annotated[float | None, typer.Option("--top-p", help="Draw from this much probability.")]
+_Seed = Annotated[int, typer.Option(help="Of the first answer's draw; others follow.")]
+_Device = Annotated[
+    str | None, typer.Option(help="Such as cuda or cpu; by default a GPU if there is one.")
+]
+_Precision = Annotated[Precision, typer.Option(help="Of weights and computation.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
@@ -35,43 +56,24 @@ def register(app: typer.Typer) -> None:
 def chat(
     model: Annotated[str, typer.Argument(help=MODEL, show_default=False)],
     *,
-    system: Annotated[
-        str | None, typer.Option(help="System message; comes before all others.")
-    ] = None,
-    chat_template: Annotated[
-        str | None,
-        typer.Option(
-            "--chat-template", help="chatml, or a Jinja file; by default the tokenizer's own."
-        ),
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="The most tokens of one answer.")
-    ] = 512,
-    temperature: Annotated[
-        float, typer.Option(min=0.0, help="Divides the logits; 0 = the most probable token.")
-    ] = 0.0,
-    top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Draw from so many tokens.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", help="Draw from this much probability.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first answer's draw; others follow.")] = 0,
-    device: Annotated[
-        str | None, typer.Option(help="Such as cuda or cpu; by default a GPU if there is one.")
-    ] = None,
-    precision: Annotated[
-        Precision, typer.Option(help="Of weights and computation.")
-    ] = Precision.FP32,
+    system: _System = None,
+    chat_template: _Template = None,
+    max_new_tokens: _MaxNewTokens = 512,
+    temperature: _Temperature = 0.0,
+    top_k: _TopK = None,
+    top_p: _TopP = None,
+    seed: _Seed = 0,
+    device: _Device = None,
+    precision: _Precision = Precision.FP32,
 ) -> None:
     r"""Talk with a model, which remembers what was said and prints as it writes.
 
     The model is given the conversation as its tokenizer's chat template writes
-    it. One that was finetuned on chats with a tokenizer that has no template has
-    learned ChatML: --chat-template chatml. Where the conversation is longer than
-    the model takes, the oldest messages are left out, and it says so. An
-    encoder-decoder without a template, such as T5, takes each message as a prompt
-    of its own.
+    it. A run that was finetuned on chats with a tokenizer that has no template has
+    learned ChatML, and it and its exports know that; for others there is
+    --chat-template. Where the conversation is longer than the model takes, the
+    oldest messages are left out, and it says so. An encoder-decoder without a
+    template, such as T5, takes each message as a prompt of its own.
 
     /help lists what else can be done. Where the input is no terminal, each line
     of it is a message or a command, and only the answers are printed; what can't
@@ -79,30 +81,42 @@ def chat(
 
     Examples:
       foundry chat Qwen/Qwen2.5-0.5B-Instruct --precision bf16
-      foundry chat runs/my-run --chat-template chatml --system "Be brief."
+      foundry chat runs/my-run --system "Be brief."
       foundry chat exported --temperature 0.7 --top-p 0.9 --seed 1
       printf 'Hello!\nWhat did I say?\n' | foundry chat exported
     """
     from rich.console import Console
 
-    from foundry_sdk.chat.conversation import Answering, open_chat
+    from foundry_sdk.chat.conversation import open_chat
+
+    opened = open_chat(
+        model,
+        system=system,
+        chat_template=chat_template,
+        answering=_answering(max_new_tokens, temperature, top_k, top_p, seed),
+        device=device,
+        precision=precision.value,
+    )
+    interactive = sys.stdin.isatty()
+    _Talk(opened, interactive=interactive, console=Console(highlight=False)).run(model)
+
+
+def _answering(
+    max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
+) -> "Answering":
+    """Return how answers are written.
+
+    Raises:
+        SpecError: a number is out of range, or has no effect.
+    """
+    from foundry_sdk.chat.conversation import Answering
     from foundry_sdk.models.generation import Sampling
 
     try:
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     except ValueError as error:
         raise SpecError(str(error)) from error
-    answering = Answering(max_new_tokens=max_new_tokens, sampling=sampling)
-    opened = open_chat(
-        model,
-        system=system,
-        chat_template=chat_template,
-        answering=answering,
-        device=device,
-        precision=precision.value,
-    )
-    interactive = sys.stdin.isatty()
-    _Talk(opened, interactive=interactive, console=Console(highlight=False)).run(model)
+    return Answering(max_new_tokens=max_new_tokens, sampling=sampling)
 
 
 class _Talk:

@@ -75,6 +75,8 @@ def export(
         ("greedy tokens compared", f"{certificate.greedy_tokens}, all equal"),
         ("transformers", certificate.versions["transformers"]),
     ]
+    if certificate.chat_template:
+        rows.append(("chat template", "ChatML, which the run learned; in the tokenizer's files"))
     if certificate.ties:
         rows.append(("prompts parted at equal logits", str(certificate.ties)))
     table = Table(show_header=False, box=None)

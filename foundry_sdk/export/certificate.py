@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foundry_sdk.batch import Batch
+from foundry_sdk.data.finetuning.chatml import CHATML, CHATML_JINJA
 from foundry_sdk.errors import ExportError
 from foundry_sdk.models.huggingface.seq2seq import HFSeq2Seq
 from foundry_sdk.models.language_model import LanguageModel
@@ -53,6 +54,8 @@ class Certificate:
         sha256: of every exported file.
         mpt: the whole spec of the MPT that was exported, from which ``mpt_causal_lm`` goes on;
             None of other models.
+        chat_template: ``chatml`` where the tokenizer's files have the template that runs learn
+            chats in if the tokenizer has none; None = its own, or none.
     """
 
     architecture: str
@@ -68,10 +71,17 @@ class Certificate:
     versions: Mapping[str, str]
     sha256: Mapping[str, str]
     mpt: Mapping[str, Any] | None = None
+    chat_template: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
         return attrs.asdict(self)
+
+
+def learned_template(tokenizer: "PreTrainedTokenizerBase | None") -> str | None:
+    """Return ``chat_template`` of a certificate."""
+    own = None if tokenizer is None else tokenizer.chat_template
+    return CHATML if own == CHATML_JINJA else None
 
 
 @attrs.frozen(kw_only=True)

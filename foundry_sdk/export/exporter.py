@@ -17,6 +17,7 @@ from foundry_sdk.export.certificate import (
     TOLERANCE,
     Certificate,
     compare,
+    learned_template,
 )
 from foundry_sdk.export.files import (
     SHARD_BYTES,
@@ -136,6 +137,7 @@ def export_weights(
             versions=comparison.versions,
             sha256=digests(temporary),
             mpt=attrs.asdict(model.spec),
+            chat_template=learned_template(tokenizer),
         )
         write_json(temporary / CERTIFICATE, certificate.to_dict())
     return certificate

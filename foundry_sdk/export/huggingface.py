@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foundry_sdk.errors import ExportError
-from foundry_sdk.export.certificate import TOLERANCE, Certificate, compare
+from foundry_sdk.export.certificate import TOLERANCE, Certificate, compare, learned_template
 from foundry_sdk.export.files import digests, write_json
 from foundry_sdk.export.opened import named_ends
 from foundry_sdk.models.huggingface.adapters import (
@@ -90,6 +90,7 @@ def write_transformers(
         ties=comparison.ties,
         versions=comparison.versions,
         sha256=digests(folder),
+        chat_template=learned_template(tokenizer),
     )
 
 

@@ -1,6 +1,7 @@
 """Finds and loads the model of a run: from its folder, or from one of its checkpoints."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ from foundry_sdk.checkpoint.ranks import SoloRanks
 from foundry_sdk.checkpoint.state import load_into
 from foundry_sdk.checkpoint.store import CheckpointStore
 from foundry_sdk.data.contract import TokenizerSpec
+from foundry_sdk.data.finetuning.chatml import CHATML, CHATML_JINJA
+from foundry_sdk.data.finetuning.spec import FinetuningDataSpec
 from foundry_sdk.data.tokenizer import load_tokenizer
 from foundry_sdk.errors import CheckpointError, SpecError
 from foundry_sdk.models.contract import ModelSpec
@@ -18,6 +21,7 @@ from foundry_sdk.models.huggingface.spec import HFModelSpec
 from foundry_sdk.models.language_model import LanguageModel
 from foundry_sdk.models.mpt.spec import MPTSpec
 from foundry_sdk.plugin.host import PluginHost
+from foundry_sdk.runs.record import read_run
 from foundry_sdk.specs.converter import Mistakes, SpecConverter
 from foundry_sdk.specs.document import load
 from foundry_sdk.specs.places import dotted
@@ -35,7 +39,8 @@ class Trained:
 
     Attributes:
         model: with the checkpoint's weights.
-        tokenizer: of the run; None where the checkpoint was taken away from its run.
+        tokenizer: of the run; None where the checkpoint was taken away from its run. Where the run
+            learned chats and it had no chat template, it has the one they were written with.
         checkpoint: the step folder.
         step: optimizer steps made.
     """
@@ -53,6 +58,7 @@ def load_trained(path: str | Path) -> Trained:
         CheckpointError: there is no whole checkpoint, or it is of another model.
         SpecError: the run's ``spec.yaml`` names what is not installed here.
         DataError: the run's tokenizer cannot be loaded.
+        RunFolderError: the run's record is damaged, so what it learned is not known.
     """
     given = Path(path)
     spec_file = _spec_file(given)
@@ -75,6 +81,8 @@ def load_trained(path: str | Path) -> Trained:
     if "tokenizer" in values and spec_file is not None:
         named = structured(values["tokenizer"], TokenizerSpec, "tokenizer", spec_file)
         tokenizer = load_tokenizer(named)
+        if not tokenizer.chat_template and _learned_chatml(spec_file.parent, values):
+            tokenizer.chat_template = CHATML_JINJA
         spec = spec.for_vocabulary(len(tokenizer))
     model: LanguageModel = spec.build(device="cpu").eval()
     if not all(model.in_checkpoint(name) for name, _ in model.named_parameters()):
@@ -89,6 +97,15 @@ def _spec_file(path: Path) -> Path | None:
     """Return the ``spec.yaml`` of the run that ``path`` is, or lies in."""
     places = [path, path.parent, path.parent.parent]
     return next((place / _SPEC for place in places if (place / _SPEC).is_file()), None)
+
+
+def _learned_chatml(run: Path, values: Mapping[str, Any]) -> bool:
+    """Return whether a run learned chats, and all of them as ChatML; its record says so."""
+    if values.get("train_loader", {}).get("name") != FinetuningDataSpec.kind:
+        return False
+    record = read_run(run) or {}
+    sources = record.get("data", {}).get("train_loader", {}).get("sources", {})
+    return {each.get("chat_template") for each in sources.values()} - {None} == {CHATML}
 
 
 def _checkpoints(path: Path, values: dict[str, Any]) -> Path:

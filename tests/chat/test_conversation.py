@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from foundry_sdk.chat.conversation import Answering, Chat, Exchange
-from foundry_sdk.chat.template import CHATML, find_template
+from foundry_sdk.chat.template import find_template
+from foundry_sdk.data.finetuning.chatml import CHATML
 from foundry_sdk.data.finetuning.examples import checked
 from foundry_sdk.data.tokenizer import load_tokenizer
 from foundry_sdk.errors import SpecError

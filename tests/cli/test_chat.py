@@ -296,7 +296,9 @@ def test_a_real_terminal(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_finetuned_on_chats_is_chatted_with(chat: Foundry, tmp_path: Path) -> None:
+def test_what_was_finetuned_on_chats_is_chatted_with(
+    chat: Foundry, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from transformers import LlamaConfig
 
     LlamaConfig(**SIZES).save_pretrained(tmp_path / "config")
@@ -337,8 +339,12 @@ save_interval: 100ba
     train = [sys.executable, "-m", "foundry_sdk", "train", "chat.yaml"]
     done = subprocess.run(train, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    with pytest.raises(SystemExit):
+        main(("export", "runs/talk", "exported"))
+    assert "ChatML, which the run learned" in capfd.readouterr().out
     said = "Who?\nAnd then?\n/reset\nWhere?\n"
-    answered = chat(str(tmp_path / "runs" / "talk"), "--chat-template", "chatml", said=said)
-    assert answered.returncode == 0, answered.stderr
-    assert answered.stdout.splitlines() == ["Ann.", "Bob, of course.", "Here."]
-    assert "Cut off" not in answered.stderr
+    for place in ("runs/talk", "exported"):  # both know the template
+        answered = chat(place, said=said)
+        assert answered.returncode == 0, answered.stderr
+        assert answered.stdout.splitlines() == ["Ann.", "Bob, of course.", "Here."]
+        assert "Cut off" not in answered.stderr

@@ -81,6 +81,7 @@ class _Counts:
     samples: int = 0
     dropped: int = 0
     tokens: int = 0
+    chat_template: str | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -204,7 +205,9 @@ class ExampleConversion:
             for row, where in zip(chunk, places, strict=True):
                 yield as_row(checked(example_of(row, self.preprocess, where), where))
             return
-        for turns in encoder.encode(chunk, self.preprocess, places):
+        encoded = encoder.encode(chunk, self.preprocess, places)
+        counts.chat_template = encoder.chat_template
+        for turns in encoded:
             if not self.tokenization.learns(turns):
                 counts.dropped += 1
                 continue
@@ -247,6 +250,7 @@ class ExampleConversion:
             options={
                 "preprocessor": arguments["preprocessor"],
                 "columns": dict(zip(*_columns_of(shards), strict=True)),
+                "chat_template": counts.chat_template,
             },
             conversion=identity(arguments),
         )

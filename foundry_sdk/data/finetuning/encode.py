@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from foundry_sdk.data.contract import Preprocess
+from foundry_sdk.data.finetuning.chatml import CHATML, chatml
 from foundry_sdk.data.finetuning.examples import Conversation, PromptExample, checked
 from foundry_sdk.data.finetuning.texts import Ids, TextEncoder
 from foundry_sdk.errors import DataError, FoundryError
@@ -43,6 +44,8 @@ class ExampleEncoder:
         self._pretokenized = pretokenized
         self._vocabulary = len(tokenizer)
         self._texts = TextEncoder(tokenizer)
+        self.chat_template: str | None = None
+        """What made chats text so far: ``tokenizer`` or ``chatml``; None = there were none."""
 
     def encode(
         self,
@@ -75,6 +78,8 @@ class ExampleEncoder:
                 chats[number] = self._slices(example, where)
         for number, turn in zip(prompts, self._encode_prompts([*prompts.values()]), strict=True):
             result[number] = [turn]
+        if chats:
+            self.chat_template = "tokenizer" if self._tokenizer.chat_template else CHATML
         turns = self._encode_texts([text for chat in chats.values() for text in chat])
         for number, chat in chats.items():
             result[number], turns = turns[: len(chat)], turns[len(chat) :]
@@ -121,7 +126,7 @@ class ExampleEncoder:
         self, messages: Sequence[Mapping[str, Any]], where: str, *, generation: bool
     ) -> str:
         if not self._tokenizer.chat_template:
-            return _chatml(messages, where, generation=generation)
+            return chatml(messages, where, generation=generation)
         from jinja2 import TemplateError
 
         try:
@@ -181,16 +186,3 @@ def example_of(row: Mapping[str, Any], preprocess: Preprocess | None, where: str
         raise DataError(
             f"{where}: the preprocessor failed ({what}) on the row {row!r:.300}"
         ) from error
-
-
-def _chatml(messages: Sequence[Mapping[str, Any]], where: str, *, generation: bool) -> str:
-    """Render with ChatML, what a tokenizer without a chat template gets."""
-    parts = []
-    for message in messages:
-        if not isinstance(message["content"], str):
-            raise DataError(
-                f"{where}: a message's content is a list, which needs a tokenizer with a chat "
-                "template that takes lists"
-            )
-        parts.append(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n")
-    return "".join(parts) + ("<|im_start|>assistant\n" if generation else "")

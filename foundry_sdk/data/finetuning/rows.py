@@ -38,6 +38,9 @@ class Rows(Protocol):
     def read(self, start: int) -> Iterator[Row]:
         """Yield the rows from number ``start`` on."""
 
+    def chat_template(self) -> str | None:
+        """Return what made chats text where they were tokenized beforehand; None = nothing."""
+
     def place(self, number: int) -> str:
         """Return what an error calls a row."""
 
@@ -183,6 +186,10 @@ class TableRows:
                 for values in zip(*batch.values(), strict=True):
                     yield dict(zip(columns, values, strict=True))
 
+    def chat_template(self) -> str | None:
+        """See ``Rows``: a table has text."""
+        return None
+
     def place(self, number: int) -> str:
         """See ``Rows``."""
         return f"{self._name} row {number}"
@@ -256,6 +263,11 @@ class ShardRows:
                     ) from error
                 yield row
             number += samples
+
+    def chat_template(self) -> str | None:
+        """See ``Rows``: the card says so."""
+        card = self._stream.card
+        return None if card is None else card.options.get("chat_template")
 
     def place(self, number: int) -> str:
         """See ``Rows``."""

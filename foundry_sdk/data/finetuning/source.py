@@ -188,6 +188,7 @@ class FinetuningSource:
                 "folder": str(part.examples.folder),
                 "examples": len(part.examples),
                 "kept": len(found.kept),
+                "chat_template": part.examples.chat_template,
                 "dropped": found.dropped,
                 "cut": found.cut,
                 "tokens": tokens,

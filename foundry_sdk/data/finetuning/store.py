@@ -37,6 +37,7 @@ class TokenizedExamples:
         tokens: int32 (tokens,), mapped from the disk.
         segments: int64 (segments + 1,): where each context or target begins in ``tokens``.
         examples: int64 (examples + 1,): where each example begins in ``segments``.
+        chat_template: what made chats among them text; None = there are none.
         folder: where they lie.
         digest: sha256 of the files, the same for the same examples wherever they are from.
     """
@@ -46,6 +47,7 @@ class TokenizedExamples:
     examples: NDArray[np.int64]
     folder: Path
     digest: str
+    chat_template: str | None = None
 
     def __len__(self) -> int:
         """Return the number of examples, dropped ones included."""
@@ -67,7 +69,7 @@ class TokenizedExamples:
         """
         try:
             whole = json.loads((folder / _WHOLE).read_text())
-            counts, digest = whole["counts"], whole["sha256"]
+            counts, digest, template = whole["counts"], whole["sha256"], whole["chat_template"]
             sizes = [(folder / name).stat().st_size for name in _FILES]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder}: tokenized examples cannot be read: {error}") from error
@@ -86,6 +88,7 @@ class TokenizedExamples:
             examples=_starts(arrays[2]),
             folder=folder,
             digest=digest,
+            chat_template=template,
         )
 
 
@@ -102,9 +105,12 @@ class ExampleWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._counts = [0, 0, 0]
+        self._chat_template: str | None = None
         journal = folder / _JOURNAL
         if journal.is_file():
-            self._counts = [int(count) for count in json.loads(journal.read_text())]
+            written = json.loads(journal.read_text())
+            self._counts = [int(count) for count in written["counts"]]
+            self._chat_template = written["chat_template"]
         self._files: list[IO[bytes]] = []
         for name, count in zip(_FILES, self._counts, strict=True):
             opened = (folder / name).open("ab")
@@ -124,8 +130,15 @@ class ExampleWriter:
         """Return how many tokens are recorded as written."""
         return self._counts[0]
 
-    def append(self, examples: Sequence[Sequence[Turn]]) -> None:
-        """Write examples and record them."""
+    def append(
+        self, examples: Sequence[Sequence[Turn]], *, chat_template: str | None = None
+    ) -> None:
+        """Write examples and record them.
+
+        Args:
+            examples: turns of each.
+            chat_template: what made chats among them text; None = there are none.
+        """
         segments = [part for turns in examples for turn in turns for part in turn]
         arrays = [
             np.concatenate(segments) if segments else np.empty(0, np.int32),
@@ -136,7 +149,9 @@ class ExampleWriter:
             file.write(array.astype(np.int32, copy=False).tobytes())
             file.flush()
             self._counts[number] += len(array)
-        write_file(self._folder / _JOURNAL, json.dumps(self._counts).encode())
+        self._chat_template = chat_template or self._chat_template
+        journal = {"counts": self._counts, "chat_template": self._chat_template}
+        write_file(self._folder / _JOURNAL, json.dumps(journal).encode())
 
     def finish(self, about: dict[str, Any]) -> None:
         """Bring everything to the disk and mark the folder complete."""
@@ -147,10 +162,13 @@ class ExampleWriter:
         for name in _FILES:
             with (self._folder / name).open("rb") as written:
                 digest.update(hashlib.file_digest(written, "sha256").digest())
-        whole = json.dumps(
-            {"counts": self._counts, "sha256": digest.hexdigest(), "about": about}, indent=1
-        ).encode()
-        write_file(self._folder / _WHOLE, whole)
+        whole = {
+            "counts": self._counts,
+            "chat_template": self._chat_template,
+            "sha256": digest.hexdigest(),
+            "about": about,
+        }
+        write_file(self._folder / _WHOLE, json.dumps(whole, indent=1).encode())
         (self._folder / _JOURNAL).unlink(missing_ok=True)
 
     def close(self) -> None:

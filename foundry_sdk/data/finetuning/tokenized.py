@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_FORMAT: Final = 1
-"""Raised where the same input gives other tokens than before."""
+_FORMAT: Final = 2
+"""Raised where the same input gives other tokens than before, or more is kept of them."""
 _ROWS: Final = 1000
 _REPORT_SECONDS: Final = 5.0
 _TICK: Final = 0.05
@@ -187,7 +187,8 @@ def _tokenize(
         source = rows.read(first)
         while chunk := list(islice(source, _ROWS)):
             places = [rows.place(writer.examples + n) for n in range(len(chunk))]
-            writer.append(encoder.encode(chunk, recipe.preprocess, places))
+            turns = encoder.encode(chunk, recipe.preprocess, places)
+            writer.append(turns, chat_template=encoder.chat_template or rows.chat_template())
             now = time.monotonic()
             if now - shown >= _REPORT_SECONDS:
                 shown, done = now, writer.examples
