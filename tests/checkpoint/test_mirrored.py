@@ -420,3 +420,45 @@ def test_a_run_that_fails_does_not_wait_for_a_copy_that_hangs(bucket, places, ca
     again.finish()
     again.close()
     assert bucket.whole() == [1]
+
+
+@pytest.mark.slow
+def test_whatever_a_server_does_only_whole_checkpoints_are_found(bucket, tmp_path):
+    """Requests fail at random in every way there is; what is found is always what was saved."""
+    generator = random.Random(7)  # noqa: S311
+    faults, failed, stored_before = [], 0, 0
+
+    def random_fault(method, path):
+        if bucket.name in path and generator.random() < 0.25:
+            faults.append(generator.choice(["503", "cut", "hang"]))
+            return faults[-1]
+        return None
+
+    bucket.server.release.set()  # a hang ends in 503, so that no thread is left behind
+    for step in range(1, 31):
+        bucket.server.fault = random_fault
+        store = opened(tmp_path / f"disk-{step}", bucket.uri, keep=2, attempts=3)
+        try:
+            save(store, step)
+            store.finish()
+        except CheckpointError:
+            failed += 1
+        else:
+            stored_before = step
+        finally:
+            store.close()
+        try:
+            found = opened(tmp_path / f"other-{step}", bucket.uri, attempts=3).newest()
+        except RemoteStoreError:
+            failed += 1
+        else:
+            assert (found.step if found else 0) >= stored_before
+        bucket.server.fault = lambda method, path: None
+        if stored_before:
+            newest = opened(tmp_path / f"third-{step}", bucket.uri).newest()
+            assert newest.step >= stored_before
+            assert_newest(opened(tmp_path / f"third-{step}", bucket.uri), newest.step)
+    assert len(faults) > 100
+    assert set(faults) == {"503", "cut", "hang"}
+    assert 0 < failed < 60
+    assert stored_before > 0
