@@ -1,5 +1,6 @@
 """Which faults are rehearsed, from what an undisturbed run has reached."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final, Literal
@@ -57,12 +58,11 @@ class Series:
 
 
 def count(moments: Sequence[Moment]) -> dict[tuple[str, int], int]:
-    """Return how often each point was reached, by point and rank, in the order of the first."""
-    counts: dict[tuple[str, int], int] = {}
-    for moment in moments:
-        key = (moment.point, moment.rank)
-        counts[key] = counts.get(key, 0) + 1
-    return counts
+    """Return how often each point was reached, by point and rank, in alphabetical order.
+
+    The order of what several ranks reach varies, and a drill is to be the same each time.
+    """
+    return dict(sorted(Counter((moment.point, moment.rank) for moment in moments).items()))
 
 
 def plan(
@@ -102,7 +102,7 @@ def _some(subject: Subject, reached: Mapping[tuple[str, int], int]) -> Iterator[
     for point, rank in reached:
         ranks.setdefault(point, []).append(rank)
     for number, (point, where) in enumerate(ranks.items()):
-        actions = ["kill", ("eio", "enospc")[number % 2]]
+        actions = ["kill", ("enospc", "eio")[number % 2]]
         if point in _FEW_HANGS and "hang" in _actions(subject):
             actions.append("hang")
         for turn, action in enumerate(actions, start=number):
