@@ -88,11 +88,18 @@ def read_counterparts(
     Args:
         files: of the export.
         layout: every tensor that must be in them.
-        parameters: of the MPT, by name; of a ``DTensor`` only this rank's part is read.
+        parameters: of the MPT, by name; of a ``DTensor`` are read the rows from the first to the
+            last that this rank holds.
 
     Raises:
-        SpecError: the files have other tensors, or values where the MPT has no parameter.
+        SpecError: the files have other tensors, values where the MPT has no parameter, or values
+            that the export multiplied by 0.
     """
+    if any(block.factor == 0 for each in layout for block in each.blocks):
+        raise SpecError(
+            f"model: the export in {files.folder} multiplied weights by 0 (model.logit_scale or "
+            "model.attn_config.softmax_scale), so they are lost; begin from the run"
+        )
     shapes = files.shapes()
     expected = {each.name: each.shape for each in layout}
     wrong = [

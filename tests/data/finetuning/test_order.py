@@ -214,7 +214,7 @@ def test_a_killed_tokenization_goes_on_where_it_was(tmp_path):
 
     examples = [[(np.arange(n, dtype=np.int32), np.arange(3, dtype=np.int32))] for n in range(9)]
     writer = ExampleWriter(tmp_path / "x")
-    writer.append(examples[:4])
+    writer.append(examples[:4], chat_template="chatml")
     with (tmp_path / "x" / "tokens.bin").open("ab") as file:  # cut off amid a write
         file.write(b"abcdef")
     writer = ExampleWriter(tmp_path / "x")
@@ -226,6 +226,7 @@ def test_a_killed_tokenization_goes_on_where_it_was(tmp_path):
     plain.finish({})
     read, whole = (TokenizedExamples.read(tmp_path / name) for name in "xy")
     assert read.digest == whole.digest
+    assert (read.chat_template, whole.chat_template) == ("chatml", None)
     assert [[p.tolist() for p in t] for n in range(9) for t in read.turns(n)] == [
         [list(range(n)), [0, 1, 2]] for n in range(9)
     ]

@@ -232,6 +232,12 @@ def test_a_bias_that_the_mpt_does_not_have_must_be_zero(tmp_path: Path) -> None:
         begun(place)
 
 
+def test_what_was_multiplied_by_zero_is_lost(tmp_path: Path) -> None:
+    place = exported(tmp_path / "there", filled(spec_of(logit_scale=0.0)))
+    with pytest.raises(SpecError, match=r"multiplied weights by 0 \(model\.logit_scale"):
+        begun(place)
+
+
 def test_a_folder_that_does_not_say_its_mpt_is_for_transformers(tmp_path: Path) -> None:
     place = exported(tmp_path / "there", filled(SPECS["llama"]))
     certificate = json.loads((place / CERTIFICATE).read_text())
