@@ -224,7 +224,7 @@ def test_chat_template_by_hand_is_the_form_of_the_pairs(tmp_path: Path) -> None:
         {"role": "assistant", "content": "Nor this."},
         {"role": "user", "content": "Return 'x'."},
     ]
-    written = load_tokenizer(tiny_tokenizer("bytes")).apply_chat_template(
+    written = load_tokenizer(tiny_tokenizer(tmp_path / "bytes")).apply_chat_template(
         messages, chat_template=(tmp_path / CHAT_TEMPLATE).read_text(), tokenize=False
     )
     assert written == QUESTION.format("Return 'x'.")
