@@ -213,7 +213,8 @@ class S3Objects:
         except ClientError as error:
             if _code(error) in _ABSENT:
                 raise missing(self.url, name) from error
-            raise _kind(error)(told(action, self.url, name, error)) from error
+            reason = f"{_code(error)}: {error.response.get('Error', {}).get('Message')}"
+            raise _kind(error)(told(action, self.url, name, error, reason)) from error
         except (NoCredentialsError, PartialCredentialsError, ParamValidationError) as error:
             raise RemoteStoreError(told(action, self.url, name, error)) from error
         except (BotoCoreError, OSError) as error:

@@ -104,7 +104,11 @@ class MirroredStore(CheckpointStore):
         saved = super().save(step, tensors, scalars, per_rank)
         if step not in self._stored:
             self._pending.add(step)
-        self._join_upload()
+        failure = self._join_upload()
+        if failure is not None and self._ranks.rank == 0:
+            earlier = ", ".join(map(folder_name, sorted(self._pending - {step})))
+            kept = f"{earlier}: in {self.folder} only" if earlier else "old ones stay in the store"
+            _log.warning("checkpoints: %s; %s; it is tried again now", failure, kept)
         self._begin_upload()
         return saved
 
@@ -119,11 +123,13 @@ class MirroredStore(CheckpointStore):
             self._begin_upload()
             failure = self._join_upload()
         if self._pending:
-            names = ", ".join(folder_name(step) for step in sorted(self._pending))
+            names = ", ".join(map(folder_name, sorted(self._pending)))
             raise CheckpointWriteError(
                 f"{names}: not stored in {self.url}, only in {self.folder}: "
                 f"{failure}; the same command with autoresume: true tries again"
             )
+        if failure is not None and self._ranks.rank == 0:
+            _log.warning("checkpoints: %s; old ones stay in the store", failure)
         self._prune()  # what stayed on the disk only until it was stored
 
     def close(self) -> None:
@@ -137,6 +143,8 @@ class MirroredStore(CheckpointStore):
                     self.url,
                     self.folder,
                 )
+            elif (failure := self._upload.failure()) is not None:
+                _log.warning("checkpoints: %s; kept in %s", failure, self.folder)
             self._upload = None
         self._remote.patience.give_up()
         super().close()
@@ -278,16 +286,7 @@ class MirroredStore(CheckpointStore):
         self._upload, self._uploading = None, False
         self._stored.update(self._ranks.broadcast(self._copied))
         self._pending -= self._stored
-        if not failures:
-            return None
-        if self._ranks.rank == 0:
-            names = ", ".join(folder_name(step) for step in sorted(self._pending))
-            _log.warning(
-                "%s; %s",
-                failures[0],
-                f"{names}: in {self.folder} only" if names else "old checkpoints stay in the store",
-            )
-        return str(failures[0])
+        return str(failures[0]) if failures else None
 
     def _take_up(self, here: Sequence[int], newest_stored: int) -> None:
         """Begin to copy what a killed run left on the disk only."""
@@ -359,7 +358,17 @@ class MirroredStore(CheckpointStore):
         runs = self._leads if everywhere else self._ranks.rank == 0
         job = Job(action) if runs else None
         wait_together(self._ranks, about, job)
-        on_every_rank(self._ranks, about, lambda: job.result() if job else None, reading=True)
+
+        def result() -> None:
+            try:
+                if job is not None:
+                    job.result()
+            except RemoteStoreError as error:
+                raise RemoteStoreError(
+                    f"{error}; check the address, the credentials and the network"
+                ) from error
+
+        on_every_rank(self._ranks, about, result, reading=True)
 
 
 def fetch_checkpoint(uri: str, ranks: Ranks, cache: Path, *, patience: Patience) -> Checkpoint:

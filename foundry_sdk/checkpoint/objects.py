@@ -221,9 +221,9 @@ class FsspecObjects:
             raise PassingError(told(action, self.url, name, error)) from error
 
 
-def told(action: str, url: str, name: str, error: Exception) -> str:
-    """Return the message for a request that failed."""
-    reason = textwrap.shorten(shown(f"{type(error).__name__}: {error}"), _SHOWN)
+def told(action: str, url: str, name: str, error: Exception, reason: str | None = None) -> str:
+    """Return the message for a request that failed; ``reason`` says it better than ``error``."""
+    reason = textwrap.shorten(shown(reason or f"{type(error).__name__}: {error}"), _SHOWN)
     return f"cannot {action} {f'{name} of ' if name else ''}{url}: {reason}"
 
 

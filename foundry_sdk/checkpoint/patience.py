@@ -80,7 +80,7 @@ class Patience:
         """Run ``action`` until it succeeds, fails for good, or patience ends.
 
         Args:
-            doing: what ``action`` does, for messages.
+            doing: how messages begin, such as "cannot store x".
             action: makes one request; may run in another thread and be left behind there.
 
         Raises:

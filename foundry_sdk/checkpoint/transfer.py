@@ -59,8 +59,8 @@ class RemoteCheckpoints:
         name = f".writable-{secrets.token_hex(4)}"
         content = name.encode()
         entry = FileEntry(len(content), _sha256(content))
-        self._ask(f"{self.objects.url}: storing", lambda: self._put(name, content, entry))
-        self._ask(f"{self.objects.url}: deleting", lambda: self.objects.delete(name))
+        self._ask(f"cannot store {self.objects.url}", lambda: self._put(name, content, entry))
+        self._ask(f"cannot delete {self.objects.url}", lambda: self.objects.delete(name))
 
     def steps(self) -> dict[int, dict[str, int]]:
         """Return the files and sizes of each step's folder, whole or not, newest step first."""
@@ -106,7 +106,7 @@ class RemoteCheckpoints:
             if digest_file(local / name) != entry:
                 raise CheckpointError(f"{local}: {name}: damaged since it was written")
             self._ask(
-                f"{self.objects.url}/{prefix}{name}: storing",
+                f"cannot store {self.objects.url}/{prefix}{name}",
                 lambda: self._put(prefix + name, local / name, entry),
             )
 
@@ -120,7 +120,7 @@ class RemoteCheckpoints:
         entry = FileEntry(len(content), _sha256(content))
         reach("remote.commit")
         self._ask(
-            f"{self.objects.url}/{prefix}{MANIFEST}: storing",
+            f"cannot store {self.objects.url}/{prefix}{MANIFEST}",
             lambda: self._put(prefix + MANIFEST, content, entry),
         )
         reach("remote.committed")
@@ -230,7 +230,7 @@ class RemoteCheckpoints:
             _sync_file(partial)
             os.rename(partial, path)
 
-        self._ask(f"{self.objects.url}/{source}: fetching", attempt)
+        self._ask(f"cannot fetch {self.objects.url}/{source}", attempt)
 
     # ---- parts
 
@@ -278,18 +278,20 @@ class RemoteCheckpoints:
             raise CheckpointError(f"{self.objects.url}/{name}: damaged")
 
     def _sizes(self, below: str) -> dict[str, int]:
-        return self._ask(f"{self.objects.url}: listing", lambda: self.objects.sizes(below))
+        return self._ask(f"cannot list {self.objects.url}", lambda: self.objects.sizes(below))
 
     def _entry(self, name: str) -> FileEntry | None:
-        return self._ask(f"{self.objects.url}/{name}: verifying", lambda: self.objects.entry(name))
+        return self._ask(
+            f"cannot verify {self.objects.url}/{name}", lambda: self.objects.entry(name)
+        )
 
     def _read(self, name: str) -> bytes:
-        return self._ask(f"{self.objects.url}/{name}: reading", lambda: self.objects.read(name))
+        return self._ask(f"cannot read {self.objects.url}/{name}", lambda: self.objects.read(name))
 
     def _delete(self, names: Iterable[str]) -> None:
         for name in names:
             delete = functools.partial(self.objects.delete, name)
-            self._ask(f"{self.objects.url}/{name}: deleting", delete)
+            self._ask(f"cannot delete {self.objects.url}/{name}", delete)
 
     def _ask(self, doing: str, action: Callable[[], T]) -> T:
         return self.patience(doing, action)

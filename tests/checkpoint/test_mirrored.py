@@ -462,3 +462,23 @@ def test_whatever_a_server_does_only_whole_checkpoints_are_found(bucket, tmp_pat
     assert set(faults) == {"503", "cut", "hang"}
     assert 0 < failed < 60
     assert stored_before > 0
+
+
+@pytest.mark.slow
+def test_old_checkpoints_that_cannot_be_deleted_are_told_and_no_reason_to_fail(
+    bucket, places, caplog
+):
+    store = opened(places[0], bucket.uri, keep=2, attempts=2)
+    save(store, 1, 2)
+    store.finish()
+    bucket.server.fault = lambda method, path: "503" if method == "DELETE" else None
+    save(store, 3)
+    store.finish()
+    assert "cannot delete step-000001/manifest.json" in caplog.text
+    assert "old ones stay in the store" in caplog.text
+    assert bucket.whole() == [1, 2, 3]
+    bucket.server.fault = lambda method, path: None
+    save(store, 4)
+    store.finish()
+    store.close()
+    assert bucket.whole() == [3, 4]
