@@ -17,12 +17,14 @@ import pictures
 from templates import preprocessor_templates
 
 from foundry_sdk.component import ComponentSpec
+from foundry_sdk.drill.report import markdown
 from foundry_sdk.plugin.catalog import Catalog
 from foundry_sdk.plugin.host import PluginHost
 from foundry_sdk.specs import legacy
 from foundry_sdk.specs.run import PretrainSpec
 
 _VERSIONS = ("python", "torch", "transformers", "triton")
+DRILLS = "drill-*.json"
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
 
@@ -36,6 +38,7 @@ def write_all(folder: Path) -> None:
         "legacy.inc": legacy_tables(),
         "preprocessors.inc": preprocessor_templates(catalog),
         "results.inc": results_table(RESULTS),
+        "drill.inc": drill_tables(RESULTS),
         **pictures.pictures(),
     }
     for left_over in set(folder.iterdir()) - {folder / name for name in pages}:
@@ -258,7 +261,7 @@ def _command(command: Any, context: Any, path: tuple[str, ...]) -> str:
 def results_table(folder: Path) -> str:
     """Return one table per file that a benchmark wrote."""
     parts = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(set(folder.glob("*.json")) - set(folder.glob(DRILLS))):
         result = json.loads(path.read_text())
         rows = result["rows"]
         versions = [f"{name} {result[name]}" for name in _VERSIONS if result.get(name)]
@@ -271,6 +274,11 @@ def results_table(folder: Path) -> str:
         parts += ["| " + " | ".join(_cell(row.get(c)) for c in columns) + " |" for row in rows]
         parts.append("")
     return "\n".join(parts) or "Nothing has been measured yet.\n"
+
+
+def drill_tables(folder: Path) -> str:
+    """Return a table for each drill.json that was put there."""
+    return "\n".join(markdown(json.loads(path.read_text())) for path in sorted(folder.glob(DRILLS)))
 
 
 def _cell(value: Any) -> str:

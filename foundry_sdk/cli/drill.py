@@ -1,5 +1,6 @@
 """``foundry drill``: faults rehearsed on this machine, and proof that nothing is lost."""
 
+import shutil
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -93,6 +94,9 @@ def drill(
         _show(console, result)
         about = "a tiny run" if spec is None else f"a few steps of {spec.name}"
         _write(console, result, folder or Path(), about=about, processes=processes, full=full)
+        if not result.survived:
+            until_done.pop_all()  # what was lost is there to be looked at
+            console.print(f"kept {place}", markup=False)
     if not result.survived:
         raise typer.Exit(1)
 
@@ -100,7 +104,9 @@ def drill(
 def _place(folder: Path | None, until_done: ExitStack) -> Path:
     """Return an empty folder."""
     if folder is None:
-        return Path(until_done.enter_context(tempfile.TemporaryDirectory(prefix="foundry-drill-")))
+        made = Path(tempfile.mkdtemp(prefix="foundry-drill-"))
+        until_done.callback(shutil.rmtree, made)
+        return made
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"--folder {folder}: is not empty; name a new folder")
     try:

@@ -60,7 +60,8 @@ def drill_tiny(
             root=folder / "runs",
             name="oracle",
             processes=processes,
-            longest=3 * _PATIENCE,
+            longest=12 * _PATIENCE,
+            longest_hang=3 * _PATIENCE,
         )
         drill = Drill(folder, commands, training, material.conversion, tell=tell)
         result = drill.run(full=full, only=only, seconds=seconds)
@@ -107,7 +108,8 @@ def drill_spec(
         root=folder / "runs",
         name="oracle",
         processes=processes,
-        longest=10 * _SPEC_PATIENCE,
+        longest=15 * _SPEC_PATIENCE,
+        longest_hang=5 * _SPEC_PATIENCE,
     )
     drill = Drill(folder, ColdCommands(), training, None, tell=tell)
     return drill.run(full=full, only=only, seconds=seconds)

@@ -254,7 +254,8 @@ class Drill:
         """Run with the fault; return when it happened too, or None where it did not."""
         log = self._folder / f"{name}.points"
         variables = {VARIABLE: fault.variable(), LOG_VARIABLE: str(log)}
-        ended = self._command(arguments, processes, variables, name)
+        longest = self._training.longest_hang if fault.action == "hang" else None
+        ended = self._command(arguments, processes, variables, name, longest)
         fired = [moment.at for moment in read_log(log) if moment.fired is not None]
         log.unlink(missing_ok=True)
         return ended, fired[0] if fired else None
@@ -271,13 +272,18 @@ class Drill:
         return code, resumed
 
     def _command(
-        self, arguments: list[str], processes: int, variables: dict[str, str], name: str
+        self,
+        arguments: list[str],
+        processes: int,
+        variables: dict[str, str],
+        name: str,
+        longest: float | None = None,
     ) -> Ended:
         return self._commands.run(
             arguments,
             environment=variables,
             output=self._folder / f"{name}.txt",
-            seconds=self._training.longest,
+            seconds=longest or self._training.longest,
             processes=processes,
         )
 

@@ -23,7 +23,8 @@ class TrainingRun:
         root: where runs are kept.
         name: of this one.
         processes: how many it is.
-        longest: seconds after which a command is taken for hung by whoever started it.
+        longest: seconds after which a command is ended that is not over.
+        longest_hang: the same for one that is made to hang, and should have been noticed.
     """
 
     spec: Path
@@ -32,6 +33,7 @@ class TrainingRun:
     name: str
     processes: int
     longest: float
+    longest_hang: float
 
     @property
     def folder(self) -> Path:

@@ -132,7 +132,7 @@ class Pretended:
 def drill(folder, commands, *, convert=False, full=True, only=None, seconds=None, tell=None):
     training = TrainingRun(
         spec=Path("spec.yaml"), overrides=("a=b",), root=folder / "runs", name="oracle",
-        processes=RANKS, longest=10,
+        processes=RANKS, longest=10, longest_hang=5,
     )  # fmt: skip
     conversion = (lambda out: ["convert", str(out)]) if convert else None
     tell = tell or (lambda outcome, done, planned: None)
