@@ -40,6 +40,7 @@ CHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHANGED)
 def test_a_run_does_not_go_on_as_another_one(case, foundry, trained):
     words, message = CHANGED[case]
@@ -116,9 +117,10 @@ def test_a_folder_without_the_right_to_write(foundry, material):
 
 
 HOLD = """
+import pathlib
 import sys
 from foundry_sdk.lock import FolderLock
-folder = Path(sys.argv[1])
+folder = pathlib.Path(sys.argv[1])
 folder.mkdir(parents=True)
 lock = FolderLock.take(folder / "run.lock")
 print("held", flush=True)

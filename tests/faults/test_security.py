@@ -124,6 +124,7 @@ def test_the_watch_sees_a_connection(tmp_path):
     assert done.returncode == 99
 
 
+@pytest.mark.slow
 def test_neither_importing_nor_help_nor_a_check_opens_a_socket(material):
     code = """
 import foundry_sdk
