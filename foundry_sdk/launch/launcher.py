@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -79,13 +80,13 @@ def launch(
         LaunchError: a file for output cannot be written, or two ranks would share one.
     """
     _check_files(topology, options)
-    with tempfile.TemporaryDirectory(prefix="foundry-launch-") as folder:
+    with _own_folder() as folder:
         workers: list[Worker] = []
         with _passing_on(workers) as asked:
             try:
                 for local_rank in range(topology.nproc):
                     workers.append(
-                        Worker(command, topology, local_rank, options, Path(folder), start=start)
+                        Worker(command, topology, local_rank, options, folder, start=start)
                     )
                 for worker in workers:
                     worker.listen()
@@ -97,6 +98,16 @@ def launch(
                     worker.kill()
                 if any(worker.process.returncode != 0 for worker in workers):
                     reclaim()
+
+
+@contextlib.contextmanager
+def _own_folder() -> Iterator[Path]:
+    # A TemporaryDirectory would be removed by the first forked worker that ends, too.
+    folder = Path(tempfile.mkdtemp(prefix="foundry-launch-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_files(topology: Topology, options: LaunchOptions) -> None:

@@ -61,7 +61,7 @@ class Pulse:
         # It stays open: the signal may come at any time until the process ends.
         self._stacks = path.with_suffix(STACKS).open("ab", buffering=0)
         faulthandler.register(DUMP_SIGNAL, file=self._stacks, all_threads=True)
-        part = path.with_suffix(".part")
+        part = path.with_suffix(".new")
         part.write_bytes(bytes(_FORM.size))
         with part.open("r+b") as file:
             self._memory = mmap.mmap(file.fileno(), _FORM.size)

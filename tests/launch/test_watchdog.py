@@ -119,6 +119,15 @@ def test_ranks_that_all_wait_in_one_place_accuse_nobody(tmp_path):
     assert "stacks of rank 1:" in result.message
 
 
+def test_a_rank_that_does_not_end_when_others_have_is_found(tmp_path):
+    body = "def write_the_end():\n    time.sleep(600)\nmeet(1)\nif rank: write_the_end()"
+    result = hang(tmp_path, body)
+    assert (result.exit_code, result.rank) == (HUNG_EXIT, 1)
+    assert result.message.startswith("rank 1: hung: rank(s) 0 ended ")
+    assert "in write_the_end" in result.message
+    assert_all_ended(tmp_path, 2)
+
+
 def test_long_work_outside_of_collectives_is_no_hang(tmp_path):
     body = "meet(1)\ntime.sleep(1.2)\nmeet(2)"
     assert hang(tmp_path, body, nproc=1, timeout=0.2).exit_code == 0
