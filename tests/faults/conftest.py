@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -224,7 +225,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def material(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Material:
     """Return a folder with everything that a run needs."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "arrow"))
+    if "datasets" in sys.modules:  # which reads the variable when it is imported
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "arrow")
     monkeypatch.setenv("FOUNDRY_CACHE", str(tmp_path / "foundry"))
     (tmp_path / "tokenizer").symlink_to(tokenizer_folder)
     write_shards(tmp_path / "data", token_rows(12))

@@ -214,6 +214,7 @@ def test_what_is_wrong_with_examples_is_found_before_the_first_step(case, foundr
     assert alone == []
 
 
+@pytest.mark.slow
 def test_one_row_without_an_answer_is_counted_and_left_out(foundry, material, caplog):
     rows = [*material.examples(8), {"prompt": "w1", "response": ""}]
     done = foundry("train", material.finetune(rows), "max_duration=2ba")
@@ -221,6 +222,7 @@ def test_one_row_without_an_answer_is_counted_and_left_out(foundry, material, ca
     assert "1 of 9 examples are left out: an empty prompt or response" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_json_array_of_examples_is_read_as_its_rows(foundry, material):
     path = material.finetune(json.dumps(material.examples(8), indent=1))
     done = foundry("train", path, "max_duration=2ba")

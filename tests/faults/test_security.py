@@ -143,6 +143,7 @@ for words in (["--help"], ["train", "--help"], ["check", "-q", "run.yaml"], ["pl
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_training_on_local_data_reaches_for_nothing(foundry, material, alone):
     for path in (material.pretrain(), material.finetune()):
         done = foundry("train", path, f"run_name={path.stem}-{secrets.token_hex(2)}")
