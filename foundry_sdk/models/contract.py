@@ -55,6 +55,14 @@ class ModelSpec(ComponentSpec):
         """
         return None
 
+    def encoder_decoder(self) -> bool:
+        """Return whether the model reads with an encoder and learns with a decoder.
+
+        As ``LanguageModel.encoder_decoder`` of what is built, but known before it is: data is
+        opened first.
+        """
+        return False
+
     def vocabulary(self) -> int | None:
         """Return the number of token ids that the model knows; None = not known here."""
         return None

@@ -1,6 +1,7 @@
 """From a spec to everything that the loop needs."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from foundry_sdk.data.contract import BatchSource, LoaderContext
 from foundry_sdk.data.tokenizer import load_tokenizer
-from foundry_sdk.errors import SpecError
+from foundry_sdk.errors import PluginError, SpecError
 from foundry_sdk.losses.contract import LossSpec
 from foundry_sdk.losses.specs import CrossEntropySpec, FusedCrossEntropySpec
 from foundry_sdk.models.language_model import LanguageModel
@@ -94,9 +95,6 @@ def assemble(spec: RunSpec, runtime: Runtime, *, cache_dir: Path | None) -> Asse
     if chosen:
         choices["device_train_microbatch_size"] = chosen
     plan = BatchPlan.of(spec.global_train_batch_size, runtime.world_size, size)
-    core, objective = _model(spec, runtime, len(tokenizer), choices)
-    groups = param_groups(core.model.named_parameters(), spec.optimizer)
-    optimizer = spec.optimizer.build(groups)
     context = LoaderContext(
         tokenizer=tokenizer,
         rank=runtime.rank,
@@ -105,12 +103,27 @@ def assemble(spec: RunSpec, runtime: Runtime, *, cache_dir: Path | None) -> Asse
         max_seq_len=spec.max_seq_len,
         seed=spec.seed,
         training=True,
-        encoder_decoder=core.model.encoder_decoder,
+        encoder_decoder=spec.model.encoder_decoder(),
         isolates_documents=spec.model.isolates_documents() is True,
         cache_dir=cache_dir,
     )
-    source = spec.train_loader.build(context)
-    length = _run_length(spec, source.batches_per_epoch())
+    # First the data: what is wrong with it is found before a model is built or fetched.
+    with ExitStack() as opened:
+        source = spec.train_loader.build(context)
+        opened.callback(source.close)
+        evaluators = tuple(_evaluators(spec, context, plan))
+        for evaluator in evaluators:
+            opened.callback(evaluator.source.close)
+        core, objective = _model(spec, runtime, len(tokenizer), choices)
+        if core.model.encoder_decoder is not spec.model.encoder_decoder():
+            raise PluginError(
+                f"model {spec.model.kind!r}: spec and model disagree on encoder_decoder"
+            )
+        groups = param_groups(core.model.named_parameters(), spec.optimizer)
+        optimizer = spec.optimizer.build(groups)
+        length = _run_length(spec, source.batches_per_epoch())
+        schedule = spec.scheduler.build(length)
+        opened.pop_all()
     return Assembly(
         spec=spec,
         runtime=runtime,
@@ -119,7 +132,7 @@ def assemble(spec: RunSpec, runtime: Runtime, *, cache_dir: Path | None) -> Asse
         objective=objective,
         parameters=[p for group in optimizer.param_groups for p in group["params"]],
         optimizer=optimizer,
-        schedule=spec.scheduler.build(length),
+        schedule=schedule,
         plan=plan,
         microbatching=Microbatching(
             plan.microbatch,
@@ -127,7 +140,7 @@ def assemble(spec: RunSpec, runtime: Runtime, *, cache_dir: Path | None) -> Asse
             objective=objective,
         ),
         source=source,
-        evaluators=tuple(_evaluators(spec, context, plan)),
+        evaluators=evaluators,
         state=TrainState(),
         total_steps=length.steps,
         choices=choices,

@@ -203,7 +203,7 @@ ROWS: dict[str, tuple[object, str]] = {
 }
 
 
-@pytest.mark.usefixtures("no_step")
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("case", ROWS)
 def test_what_is_wrong_with_examples_is_found_before_the_first_step(case, foundry, material, alone):
     rows, message = ROWS[case]
@@ -280,7 +280,7 @@ OF_TOKENIZER: dict[str, tuple[Spoil, str]] = {
 }
 
 
-@pytest.mark.usefixtures("no_step")
+@pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("case", OF_TOKENIZER)
 def test_what_does_not_fit_the_tokenizer_is_found_before_the_first_step(
     case, foundry, material, alone

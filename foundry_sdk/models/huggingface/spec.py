@@ -314,6 +314,10 @@ class HFSeq2SeqSpec(HFModelSpec):
 
     kind = "hf_t5"
 
+    def encoder_decoder(self) -> bool:
+        """Return True."""
+        return True
+
     def flops_per_token(self, sequence_length: int) -> None:
         """Return None: a token passes the encoder or the decoder, and batches mix them."""
         del sequence_length
