@@ -59,10 +59,8 @@ progress_bar: false
 pytestmark = pytest.mark.skipif(DATA is None, reason="FOUNDRY_TEST_DATA is not set")
 
 
-@pytest.mark.parametrize(
-    ("isolates", "ratio"),
-    [("false", "null"), pytest.param("true", "1.5", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("isolates", "ratio"), [("false", "null"), ("true", "1.5")])
 def test_dolly_trains_and_goes_on(foundry, tmp_path: Path, isolates: str, ratio: str) -> None:
     file = tmp_path / "sft.yaml"
     file.write_text(SPEC.format(folder=tmp_path, data=DATA, isolates=isolates, ratio=ratio))

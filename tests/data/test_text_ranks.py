@@ -117,7 +117,8 @@ def test_the_order_does_not_depend_on_ranks_nodes_and_workers(mds, token_rows):
         assert together[0][0]["state"] == alone[0][0]["state"]
 
 
-@pytest.mark.parametrize("before", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [1, 4])
 def test_a_run_goes_on_exactly_on_other_ranks(mds, before):
     dataset = {"local": str(mds(103)), "shuffle": True}
     whole = {"dataset": dataset, "batch": 12, "epochs": 2}

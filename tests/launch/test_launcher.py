@@ -182,6 +182,7 @@ except RuntimeError as error:
     assert "was killed by SIGKILL" in result.message
 
 
+@pytest.mark.slow
 def test_when_one_dies_all_end_also_those_that_ignore_sigterm_and_their_children(tmp_path):
     result = run(
         f"""

@@ -243,6 +243,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (info / "METADATA").write_text(head)
         (info / "entry_points.txt").write_text(f"[foundry_sdk]\n{name} = {name}_plugin\n")
         (tmp_path / f"{name}_plugin.py").write_text(text)
+        # Not one of the same name that another test left behind.
+        monkeypatch.delitem(sys.modules, f"{name}_plugin", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 

@@ -143,7 +143,8 @@ def test_every_layout_gives_the_same_losses_and_norms(
             assert found[step][key] == pytest.approx(value, rel=2e-6), (step, key)
 
 
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_a_killed_run_goes_on_bit_for_bit(
     reference: dict[str, Any], tmp_path: Path, world_size: int
 ) -> None:

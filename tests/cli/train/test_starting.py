@@ -13,6 +13,7 @@ def free_port():
         return listener.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_one_process_and_two_learn_the_same(spec, tmp_path, foundry, losses):
     alone = foundry("train", spec(), "run_name=one", "model.emb_pdrop=0.0")
     assert alone.returncode == 0, alone.stderr

@@ -92,7 +92,7 @@ def bytes_of(source):
     ]
 
 
-@pytest.mark.parametrize("safe", [False, True])
+@pytest.mark.parametrize("safe", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_hub_local_file_and_shards_give_the_same_bytes(  # noqa: PLR0917 - fixtures
     load, server, source, safe, jsonl, tmp_path
 ):
