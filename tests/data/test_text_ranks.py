@@ -137,7 +137,7 @@ def test_a_run_goes_on_exactly_on_other_ranks(mds, before):
         assert global_batches(rest) == expected[11:]
 
 
-@pytest.mark.parametrize("world", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("world", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_an_evaluation_has_each_sample_once(mds, world):
     dataset = {"local": str(mds(50))}
     task = {"dataset": dataset, "batch": 12, "training": False, "drop_last": False}
@@ -180,6 +180,7 @@ def test_an_error_of_the_data_is_raised_on_every_rank(mds, tmp_path):
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_the_ranks_of_a_node_fetch_into_one_folder(mds, tmp_path, compression):
+@pytest.mark.slow
     remote = mds(200, compression=compression)
     dataset = {"remote": str(remote), "local": str(tmp_path / "local"), "shuffle": True}
     (first, again) = launch(2, [{"dataset": dataset, "batch": 8, "workers": 1}] * 2)
