@@ -180,7 +180,6 @@ def test_an_error_of_the_data_is_raised_on_every_rank(mds, tmp_path):
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
 def test_the_ranks_of_a_node_fetch_into_one_folder(mds, tmp_path, compression):
-@pytest.mark.slow
     remote = mds(200, compression=compression)
     dataset = {"remote": str(remote), "local": str(tmp_path / "local"), "shuffle": True}
     (first, again) = launch(2, [{"dataset": dataset, "batch": 8, "workers": 1}] * 2)
@@ -191,6 +190,7 @@ def test_the_ranks_of_a_node_fetch_into_one_folder(mds, tmp_path, compression):
     assert names == {name.removesuffix(".zstd") for name in os.listdir(remote)} - {"index.json"}
 
 
+@pytest.mark.slow
 def test_two_nodes_that_would_fetch_into_one_folder_are_refused(mds, tmp_path):
     dataset = {"remote": str(mds(20)), "local": str(tmp_path / "local")}
     with pytest.raises(AssertionError, match=r"is the download folder of process \d+ \(stream"):

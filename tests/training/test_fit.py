@@ -146,7 +146,6 @@ def test_every_layout_gives_the_same_losses_and_norms(
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_killed_run_goes_on_bit_for_bit(
-@pytest.mark.slow
     reference: dict[str, Any], tmp_path: Path, world_size: int
 ) -> None:
     fsdp = {"sharding_strategy": "FULL_SHARD"} if world_size > 1 else None
@@ -159,6 +158,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert read(killed) == read(whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on(
     reference: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -232,7 +232,6 @@ def test_a_bad_step_is_left_out_on_all_ranks_alike(
 
 
 def test_only_the_weights_are_taken(reference: dict[str, Any], tmp_path: Path) -> None:
-@pytest.mark.slow
     folder = Path(reference["root"]) / "reference"
     own = reference | {
         "root": str(tmp_path),
@@ -249,6 +248,7 @@ def test_only_the_weights_are_taken(reference: dict[str, Any], tmp_path: Path) -
     assert found[1]["time/batch"] == 1.0  # … and a run of its own
 
 
+@pytest.mark.slow
 def test_a_whole_checkpoint_of_another_run_is_gone_on_from(
     reference: dict[str, Any], tmp_path: Path
 ) -> None:
