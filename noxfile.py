@@ -134,9 +134,9 @@ def minimums(session):
     run(session, environment(session, OLDEST), "pytest", *arguments)
 
 
-@nox.session
+@nox.session(default=os.environ.get("FOUNDRY_SKIP_SLOW") != "1")
 def slow(session):
-    """Tests that take minutes."""
+    """Tests that take minutes; not by default where FOUNDRY_SKIP_SLOW=1."""
     parallel = ("-n", "2", "--dist", "loadfile", "--durations", "10")
     arguments = session.posargs or ("-m", "slow and not gpu", *parallel)
     run(session, with_plugins(session), "python", "-m", "pytest", *arguments)
