@@ -59,7 +59,8 @@ def test_another_machine_goes_on_as_if_nothing_had_been(
     fault = {"FOUNDRY_FAULT": "checkpoint.committed:2:kill"}  # step 6 is on the disk only
     killed = train(nproc=nproc, **fault)
     assert killed.returncode != 0
-    assert bucket.whole() == [3]
+    stored = bucket.whole()
+    assert stored in ([3], [])  # as far as its copy had come when the run was killed
     before = losses(run)
     shutil.rmtree(run)
     done = train(nproc=nproc)
@@ -67,7 +68,7 @@ def test_another_machine_goes_on_as_if_nothing_had_been(
     assert bucket.whole() == [6, 9]  # save_num_checkpoints_to_keep: 2
     after = losses(run)
     assert {**before, **after} == expected
-    assert sorted(after) == list(range(4, 10))
+    assert sorted(after) == list(range(4 if stored else 1, 10))
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "finished"
 

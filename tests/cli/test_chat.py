@@ -264,6 +264,8 @@ def test_a_real_terminal(model: Path, tmp_path: Path) -> None:
         cwd=tmp_path,
         start_new_session=True,
         env={**os.environ, "NO_COLOR": "", "TERM": "xterm", "COLUMNS": "100"},
+        # Also where these tests run in a shell's background, which ignores it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     os.close(terminal)
     shown = ""

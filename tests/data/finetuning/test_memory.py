@@ -21,8 +21,8 @@ def anonymous():
 rows = TableSource(name=source, split="train", options={}, safe=False)
 seen = []
 append = ExampleWriter.append
-def watched(self, examples):
-    append(self, examples)
+def watched(self, examples, **more):
+    append(self, examples, **more)
     seen.append(anonymous())
 ExampleWriter.append = watched
 (examples,) = tokenized([SourceRecipe(name="train", source=rows)], tokenizer, Path(root))
