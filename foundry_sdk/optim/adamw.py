@@ -14,9 +14,9 @@ from foundry_sdk.optim.decoupled import (
     check_common,
     decay,
     evaluate,
+    has_triton,
     warn_of_strong_decay,
 )
-from foundry_sdk.optim.lionw import has_triton
 from foundry_sdk.optim.norms import local_part
 
 

@@ -1,5 +1,7 @@
 """What all our optimizers share: groups with ``initial_lr``, and decoupled weight decay."""
 
+import functools
+import importlib.util
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -100,6 +102,12 @@ def warn_of_strong_decay(optimizer: torch.optim.Optimizer) -> None:
                 value,
                 value,
             )
+
+
+@functools.cache
+def has_triton() -> bool:
+    """Say whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def by_device_and_dtype(*lists: list[Tensor]) -> Iterator[tuple[list[Tensor], ...]]:

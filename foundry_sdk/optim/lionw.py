@@ -1,7 +1,5 @@
 """LionW: the sign of an interpolated momentum, with decoupled weight decay."""
 
-import functools
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +14,7 @@ from foundry_sdk.optim.decoupled import (
     decay,
     decay_factor,
     evaluate,
+    has_triton,
     warn_of_strong_decay,
 )
 from foundry_sdk.optim.norms import local_part
@@ -172,12 +171,6 @@ def _rounded_lion(
         )
         exact = ((exact.view(torch.int32) + noise) & -(2**16)).view(torch.float32)
     p.copy_(exact)
-
-
-@functools.cache
-def has_triton() -> bool:
-    """Say whether Triton is installed."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def check_lion(*, lr: float, betas: tuple[float, float], weight_decay: float) -> None:

@@ -198,13 +198,13 @@ def _first(batch: Batch, rows: int) -> Batch:
 
 def full_length(batch: Batch, length: int) -> Batch:
     """Return ``batch`` with every row as long as a row can be: its own tokens again and again."""
-    missing = {
+    tensors = {
         field.name: getattr(batch, field.name)
         for field in attrs.fields(Batch)
         if field.name != "sample_ids" and getattr(batch, field.name) is not None
     }
     longer = {}
-    for name, tensor in missing.items():
+    for name, tensor in tensors.items():
         times = -(-length // tensor.shape[1])
         longer[name] = tensor.repeat(1, times)[:, :length] if times > 1 else tensor
     if batch.attention_mask is not None:
